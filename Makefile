@@ -1,0 +1,48 @@
+# Nothing but Python 3.11 and make is needed: every target sets up .venv first.
+PYTHON ?= python3.11
+PYTHON := $(if $(shell command -v $(PYTHON) 2>/dev/null),$(PYTHON),python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.edgevit-dev
+
+.PHONY: demo test lint bench format clean
+
+# Installed anew only when the dependencies change. torchvision is pinned to torch in pyproject.toml,
+# so that no resolver trades the pinned torch for a newer one.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "edgevit needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/edgevit convert shvit_s1 --to all -o demo/shvit_s1 --force
+	$(BIN)/edgevit verify demo/shvit_s1
+	$(BIN)/edgevit profile demo/shvit_s1 --per-op -o demo/report.html
+	@echo
+	@echo "bundle: demo/shvit_s1"
+	@echo "report: demo/report.html"
+
+# The fast tests first, then the end-to-end ones; CI runs both.
+test: $(STAMP)
+	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Every claim of README and docs, measured again; results go to docs/results/.
+bench: $(STAMP)
+	$(BIN)/python benchmarks/vs_vendor.py
+	$(BIN)/python benchmarks/zoo.py
+
+clean:
+	rm -rf demo build *.egg-info

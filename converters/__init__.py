@@ -1,0 +1,1 @@
+"""torch in, proven artefacts out."""

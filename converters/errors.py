@@ -1,0 +1,18 @@
+"""The one error type of the converters."""
+
+from __future__ import annotations
+
+
+class ConvertError(Exception):
+    """Something a user can cause or mend; the command line prints it without a traceback.
+
+    exit_code is 2 for bad usage or bad input and 1 for a check that failed.
+    """
+
+    exit_code = 2
+
+
+class ProofFailed(ConvertError):
+    """A step that must not change the function changed it."""
+
+    exit_code = 1

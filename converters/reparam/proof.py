@@ -1,0 +1,130 @@
+"""Reparameterize with proof: what fired, what it saved, and by how much the function moved."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils.flop_counter import FlopCounterMode
+
+from converters.errors import ProofFailed
+from converters.reparam.engine import apply_rules
+from runtime.manifest import ReparamProof
+
+GATE_FLOAT64 = 1e-10
+GATE_FLOAT32 = 1e-5
+
+
+@dataclass
+class Reparameterized:
+    """The folded graph in float32, its proof, and the outputs before and after.
+
+    outputs and folded_outputs are (N, classes) float32, for the inputs the proof was made on.
+    """
+
+    module: GraphModule
+    proof: ReparamProof
+    outputs: Tensor
+    folded_outputs: Tensor
+
+
+def reparameterize(module: GraphModule, inputs: Tensor) -> Reparameterized:
+    """Fold an exported graph by every rule that fits, and prove that the function is the same.
+
+    `module` is `torch.export.export(...).module()`, not changed here. `inputs` are (N, ...) with
+    N >= 2 different inputs; the graph runs them one by one. All folding is done in float64 and
+    rounded to float32 once. The differences are over the spread of the outputs between inputs.
+    Raises ProofFailed where a gate is not held.
+    """
+    with torch.no_grad():
+        before32 = _run(module, inputs)
+        folded = cast_graph(copy.deepcopy(module), torch.float64)
+        inputs64 = inputs.double() if inputs.is_floating_point() else inputs
+        before64 = _run(folded, inputs64)
+        params_before, macs_before = _parameters(module), count_macs(module, inputs[:1])
+        nodes_before = _calls(module)
+        fired = apply_rules(folded)
+        after64 = _run(folded, inputs64)
+        folded = cast_graph(folded, torch.float32)
+        after32 = _run(folded, inputs)
+    spread = float((before64.amax(0) - before64.amin(0)).max())
+    proof = ReparamProof(
+        rules=fired,
+        params_before=params_before,
+        params_after=sum(t.numel() for t in folded.state_dict().values() if t.is_floating_point()),
+        macs_before=macs_before,
+        macs_after=count_macs(folded, inputs[:1]),
+        nodes_before=nodes_before,
+        nodes_after=_calls(folded),
+        max_rel_float64=_relative(after64, before64, spread),
+        max_rel_float32=_relative(after32.double(), before32.double(), spread),
+        gate_float64=GATE_FLOAT64,
+        gate_float32=GATE_FLOAT32,
+        inputs=int(inputs.shape[0]),
+    )
+    if spread == 0 or not torch.isfinite(before64).all():
+        raise ProofFailed(
+            "the torch model gives the same output for every input, or a value that is not finite; "
+            "nothing can be proven about it. Are the weights loaded?"
+        )
+    # Written so that NaN fails.
+    if not (proof.max_rel_float64 <= GATE_FLOAT64 and proof.max_rel_float32 <= GATE_FLOAT32):
+        raise ProofFailed(
+            "reparameterization changed the function: largest difference over the spread "
+            f"{proof.max_rel_float64:.1e} in float64 (gate {GATE_FLOAT64:.0e}), "
+            f"{proof.max_rel_float32:.1e} in float32 (gate {GATE_FLOAT32:.0e})"
+        )
+    return Reparameterized(folded, proof, before32, after32)
+
+
+def cast_graph(module: GraphModule, dtype: torch.dtype) -> GraphModule:
+    """Weights and explicit float casts of an exported graph in another float type, in place."""
+    floats = {torch.float32, torch.float64}
+
+    def swap(value: Any) -> Any:
+        return dtype if isinstance(value, torch.dtype) and value in floats else value
+
+    module.to(dtype)
+    for node in module.graph.nodes:
+        if node.op == "call_function":
+            node.args = tuple(swap(a) for a in node.args)
+            node.kwargs = {k: swap(v) for k, v in node.kwargs.items()}
+            for constant in node.all_input_nodes:
+                if constant.op == "get_attr" and isinstance(constant.meta.get("val"), Tensor):
+                    constant.meta["val"] = _cast_float(constant.meta["val"], dtype)
+    module.recompile()
+    return module
+
+
+def count_macs(module: nn.Module, example: Tensor) -> int:
+    """Multiply-accumulates of convolutions and matrix products for one run."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(example)
+    return counter.get_total_flops() // 2
+
+
+def _run(module: nn.Module, inputs: Tensor) -> Tensor:
+    """Outputs (N, classes); one by one, since the graph's batch is static."""
+    return torch.cat([module(x[None]) for x in inputs])
+
+
+def _relative(after: Tensor, before: Tensor, spread: float) -> float:
+    return float((after - before).abs().max()) / spread if spread else float("nan")
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _calls(module: GraphModule) -> int:
+    return sum(n.op == "call_function" for n in module.graph.nodes)
+
+
+def _cast_float(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.to(dtype) if value.is_floating_point() else value
+
+

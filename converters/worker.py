@@ -1,0 +1,103 @@
+"""One target in one process: read a job, lower, verify on the real engine, answer.
+
+Started as `python -m converters.worker TARGET FD`. Its standard output and error belong to the
+vendor's chatter and go to a log file; the answers are JSON lines on the file descriptor FD. The
+vendor packages are imported at once, while the parent still exports and folds.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+
+
+def main() -> int:
+    """Serve one job. The exit code is 0 when an answer, good or bad, was given."""
+    target, descriptor = sys.argv[1], int(sys.argv[2])
+    # The inherited end is ours alone: a vendor's own child process must not keep it open.
+    os.set_inheritable(descriptor, False)
+    with os.fdopen(descriptor, "w", buffering=1) as answers:
+
+        def tell(**message: Any) -> None:
+            answers.write(json.dumps(message) + "\n")
+
+        stage = "import"
+        try:
+            started = time.perf_counter()
+            from converters.lower.base import TARGETS
+
+            importlib.import_module(TARGETS[target].module)
+            import_s = time.perf_counter() - started
+            line = sys.stdin.readline()
+            if not line:
+                return 0
+            job = json.loads(line)
+            for stage, result in _run(target, job):
+                tell(stage=stage, **result)
+            tell(done=True, import_s=import_s)
+        except Exception as error:
+            traceback.print_exc()
+            number = _errno_of(error)
+            tell(
+                error=f"{type(error).__name__}: {error}"[:4000],
+                at=getattr(error, "stage", stage),
+                disk=os.strerror(number) if number in FULL_DISK else None,
+            )
+    return 0
+
+
+def _run(target: str, job: dict[str, Any]) -> Any:
+    import torch
+
+    from converters.lower.base import Job, lower_to
+    from converters.verify import verify_artifact
+
+    torch.set_num_threads(int(job["threads"]))
+    folder = Path(job["folder"])
+    started = time.perf_counter()
+    yield "lower", {"begin": True}
+    program = torch.export.load(job["program"])
+    work = Job(
+        file=folder / job["file"],
+        precision=job["precision"],
+        height=job["height"],
+        width=job["width"],
+        input_dtype=job["input_dtype"],
+        description=job["description"],
+        metadata=job["metadata"],
+    )
+    lowered = lower_to(target, program, work)
+    yield (
+        "lower",
+        {
+            "seconds": time.perf_counter() - started,
+            "tool_versions": lowered.tool_versions,
+            "rewrites": lowered.rewrites,
+        },
+    )
+    started = time.perf_counter()
+    yield "verify", {"begin": True}
+    checked = verify_artifact(target, program, work, folder)
+    yield "verify", {"seconds": time.perf_counter() - started, **checked}
+
+
+def _errno_of(error: BaseException | None) -> int | None:
+    """The errno of an OSError anywhere in the chain of causes."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error.errno
+        error = error.__cause__ or error.__context__
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

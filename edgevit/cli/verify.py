@@ -1,0 +1,40 @@
+"""edgevit verify: run every artefact of a bundle against its reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgevit.cli.app import AsJson, Threads, app
+
+
+@app.command("verify")
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="A bundle folder.")],
+    threads: Threads = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Check a bundle's bytes and run its artefacts against reference.npz; needs no torch."""
+    from edgevit.cli.output import print_json, stdout, verdict
+    from runtime.check import verify_bundle
+
+    checks = verify_bundle(bundle, threads=threads)
+    failed = [target for target, check in checks if check.status == "failed"]
+    if as_json:
+        print_json(
+            {
+                "bundle": str(bundle),
+                "failed": failed,
+                "targets": {t: c.model_dump(exclude_none=True) for t, c in checks},
+            }
+        )
+    else:
+        console = stdout()
+        for target, check in checks:
+            console.print(f"{target:<11}{verdict(check)} [dim]({check.prover})[/]")
+        if not failed:
+            console.print(f"\nNext: edgevit profile {bundle} -o report.html")
+    if failed:
+        raise typer.Exit(1)

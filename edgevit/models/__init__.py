@@ -1,0 +1,33 @@
+"""The models of the zoo, their registry and their checkpoints. Needs torch only."""
+
+from __future__ import annotations
+
+# Imported for their side effect: each family registers its models.
+from edgevit.models import efficientformer, shvit
+from edgevit.models.checkpoints import load_weights
+from edgevit.models.registry import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Latency,
+    ModelConfig,
+    ModelError,
+    create_model,
+    list_models,
+    model_config,
+    register_model,
+)
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "Latency",
+    "ModelConfig",
+    "ModelError",
+    "create_model",
+    "efficientformer",
+    "list_models",
+    "load_weights",
+    "model_config",
+    "register_model",
+    "shvit",
+]

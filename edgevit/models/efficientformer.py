@@ -1,0 +1,298 @@
+"""EfficientFormer V1 (Li et al., NeurIPS 2022, arXiv 2206.01191).
+
+Four stages at strides 4, 8, 16 and 32. Average pooling mixes neighbours on feature maps; the last
+blocks of stage 4 are plain transformer blocks on its 7x7 positions, with a learned bias per head
+and offset. That table fixes the input to 224x224. Parameter names are those of timm's
+`efficientformer_*`.
+"""
+
+# Shapes: B batch, C channels, H height, W width, N tokens (7*7),
+#         M heads, G batch times heads, K query and key width, V value width.
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgevit.models.registry import Latency, ModelConfig, ModelError, register_model
+
+INPUT_SIZE = 224
+RESOLUTION = 7
+HEADS, KEY_DIM, VALUE_DIM = 8, 32, 128
+MLP_RATIO = 4
+LAYER_SCALE_INIT = 1e-5
+
+
+class Stem(nn.Sequential):
+    """Two 3x3 convolutions of stride 2: (B, 3, H, W) to (B, dim, H/4, W/4)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, dim // 2, 3, stride=2, padding=1)
+        self.norm1 = nn.BatchNorm2d(dim // 2)
+        self.act1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(dim // 2, dim, 3, stride=2, padding=1)
+        self.norm2 = nn.BatchNorm2d(dim)
+        self.act2 = nn.ReLU()
+
+
+class Downsample(nn.Sequential):
+    """3x3 convolution of stride 2, then BatchNorm."""
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim_in, dim_out, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(dim_out)
+
+
+class LayerScale(nn.Module):
+    """One learned factor per channel; `shape` lays the factors along the channel axis."""
+
+    def __init__(self, dim: int, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape = shape
+        self.gamma = nn.Parameter(torch.full((dim,), LAYER_SCALE_INIT))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma.view(self.shape)
+
+
+class Pooling(nn.Module):
+    """Token mixer without weights: the mean of the 3x3 neighbours inside the map, minus x."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        mean_BCHW: Tensor = self.pool(x_BCHW)
+        return mean_BCHW - x_BCHW
+
+
+class ConvMLP(nn.Sequential):
+    """Two 1x1 convolutions, each with BatchNorm, and a GELU between."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(dim, MLP_RATIO * dim, 1)
+        self.norm1 = nn.BatchNorm2d(MLP_RATIO * dim)
+        self.act = nn.GELU()
+        self.fc2 = nn.Conv2d(MLP_RATIO * dim, dim, 1)
+        self.norm2 = nn.BatchNorm2d(dim)
+
+
+class MLP(nn.Sequential):
+    """Two linear maps and a GELU between."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, MLP_RATIO * dim)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(MLP_RATIO * dim, dim)
+
+
+class Attention(nn.Module):
+    """Multi-head attention over 7x7 tokens, with a bias per head and offset (|dy|, |dx|)."""
+
+    attention_bias_idxs: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.scale = KEY_DIM**-0.5
+        self.qkv = nn.Linear(dim, HEADS * (2 * KEY_DIM + VALUE_DIM))
+        self.proj = nn.Linear(HEADS * VALUE_DIM, dim)
+        self.attention_biases = nn.Parameter(torch.zeros(HEADS, RESOLUTION**2))
+        side = torch.arange(RESOLUTION)
+        offset = (side[:, None] - side[None, :]).abs()
+        idxs = offset[:, None, :, None] * RESOLUTION + offset[None, :, None, :]
+        self.register_buffer("attention_bias_idxs", idxs.reshape(RESOLUTION**2, RESOLUTION**2))
+
+    def forward(self, x_BNC: Tensor) -> Tensor:
+        B, N, _ = x_BNC.shape
+        # The rows of qkv are per head: [q | k | v] of head 0, then of head 1, ...
+        qkv_GNC = self.qkv(x_BNC).reshape(B, N, HEADS, -1).transpose(1, 2).flatten(0, 1)
+        q_GNK, k_GNK, v_GNV = torch.split(qkv_GNC, [KEY_DIM, KEY_DIM, VALUE_DIM], dim=-1)
+        # bmm and not matmul: matmul exports an expand per operand, which XNNPACK does not take.
+        attn_GNN = torch.bmm(q_GNK, k_GNK.transpose(1, 2)) * self.scale
+        # Gathered at every call: a stored copy goes stale when weights load after eval().
+        bias_MNN = self.attention_biases[:, self.attention_bias_idxs]
+        attn_BMNN = (attn_GNN.reshape(B, HEADS, N, N) + bias_MNN).softmax(dim=-1)
+        out_GNV = torch.bmm(attn_BMNN.flatten(0, 1), v_GNV)
+        out_BNC = out_GNV.reshape(B, HEADS, N, VALUE_DIM).transpose(1, 2).flatten(2)
+        y_BNC: Tensor = self.proj(out_BNC)
+        return y_BNC
+
+
+class PoolingBlock(nn.Module):
+    """MB4D of the paper: pooling and convolutional MLP on a feature map, layer-scaled residuals."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.token_mixer = Pooling()
+        self.ls1 = LayerScale(dim, (1, dim, 1, 1))
+        self.mlp = ConvMLP(dim)
+        self.ls2 = LayerScale(dim, (1, dim, 1, 1))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        x_BCHW = x_BCHW + self.ls1(self.token_mixer(x_BCHW))
+        x_BCHW = x_BCHW + self.ls2(self.mlp(x_BCHW))
+        return x_BCHW
+
+
+class AttentionBlock(nn.Module):
+    """MB3D of the paper: pre-norm attention and MLP on tokens, layer-scaled residuals."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.token_mixer = Attention(dim)
+        self.ls1 = LayerScale(dim, (dim,))
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = MLP(dim)
+        self.ls2 = LayerScale(dim, (dim,))
+
+    def forward(self, x_BNC: Tensor) -> Tensor:
+        x_BNC = x_BNC + self.ls1(self.token_mixer(self.norm1(x_BNC)))
+        x_BNC = x_BNC + self.ls2(self.mlp(self.norm2(x_BNC)))
+        return x_BNC
+
+
+class ToTokens(nn.Module):
+    """(B, C, H, W) to (B, H*W, C)."""
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return x_BCHW.flatten(2).transpose(1, 2)
+
+
+class Stage(nn.Module):
+    """An optional halving of the resolution, pooling blocks, then `attention_depth` on tokens."""
+
+    def __init__(self, dim_in: int, dim: int, depth: int, attention_depth: int) -> None:
+        super().__init__()
+        self.downsample = Downsample(dim_in, dim) if dim != dim_in else nn.Identity()
+        blocks: list[nn.Module] = [PoolingBlock(dim) for _ in range(depth - attention_depth)]
+        if attention_depth:
+            # A numbered member of its own, as in the checkpoints: later blocks count one more.
+            blocks.append(ToTokens())
+        blocks += [AttentionBlock(dim) for _ in range(attention_depth)]
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        y: Tensor = self.blocks(self.downsample(x_BCHW))
+        return y
+
+
+class EfficientFormer(nn.Module):
+    """EfficientFormer V1 classifier with its two heads, the label's and the teacher's.
+
+    Images (B, 3, 224, 224) to logits (B, num_classes): the mean of both heads in eval, and the
+    tuple of both in training, as the official code has it. Raises ModelError at another size.
+    """
+
+    def __init__(
+        self,
+        widths: tuple[int, int, int, int],
+        depths: tuple[int, int, int, int],
+        attention_depth: int,
+        num_classes: int = 1000,
+    ) -> None:
+        super().__init__()
+        self.stem = Stem(widths[0])
+        dims_in = (widths[0], *widths[:-1])
+        attention_depths = (0, 0, 0, attention_depth)
+        self.stages = nn.Sequential(*map(Stage, dims_in, widths, depths, attention_depths))
+        self.norm = nn.LayerNorm(widths[-1])
+        self.head = nn.Linear(widths[-1], num_classes)
+        self.head_dist = nn.Linear(widths[-1], num_classes)
+        self.apply(_init_linear)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        if x_BCHW.shape[1:] != (3, INPUT_SIZE, INPUT_SIZE):
+            raise ModelError(
+                f"EfficientFormer takes images of shape (B, 3, {INPUT_SIZE}, {INPUT_SIZE}), got "
+                f"{tuple(x_BCHW.shape)}: its attention biases are for {RESOLUTION}x{RESOLUTION} "
+                f"positions, so resize the input (SHViT takes any size)"
+            )
+        x_BNC: Tensor = self.norm(self.stages(self.stem(x_BCHW)))
+        x_BC = x_BNC.mean(1)
+        logits: Tensor = self.head(x_BC)
+        logits_dist: Tensor = self.head_dist(x_BC)
+        return (logits, logits_dist) if self.training else (logits + logits_dist) / 2
+
+
+def _init_linear(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+
+
+def _config(
+    name: str,
+    *,
+    params_m: float,
+    macs_g: float,
+    top1: float,
+    top1_source: str,
+    latencies: tuple[Latency, ...],
+) -> ModelConfig:
+    return ModelConfig(
+        name=name,
+        family="efficientformer",
+        input_size=INPUT_SIZE,
+        crop_pct=0.95,
+        params_m=params_m,
+        macs_g=macs_g,
+        top1=top1,
+        top1_source=top1_source,
+        latencies=latencies,
+    )
+
+
+_README = "EfficientFormer README"
+
+
+@register_model(
+    _config(
+        "efficientformer_l1",
+        params_m=12.290,
+        macs_g=1.291,
+        top1=80.2,
+        top1_source=f"{_README}, 1000 epochs",
+        latencies=(
+            Latency("iPhone 12, Core ML", 1.6, _README),
+            Latency("iPhone 12, Core ML", 1.5, "SHViT paper, its own protocol"),
+        ),
+    )
+)
+def efficientformer_l1(num_classes: int = 1000, **kwargs: Any) -> EfficientFormer:
+    return EfficientFormer((48, 96, 224, 448), (3, 2, 6, 4), 1, num_classes, **kwargs)
+
+
+@register_model(
+    _config(
+        "efficientformer_l3",
+        params_m=31.406,
+        macs_g=3.907,
+        top1=82.4,
+        top1_source=_README,
+        latencies=(Latency("iPhone 12, Core ML", 3.0, _README),),
+    )
+)
+def efficientformer_l3(num_classes: int = 1000, **kwargs: Any) -> EfficientFormer:
+    return EfficientFormer((64, 128, 320, 512), (4, 4, 12, 6), 4, num_classes, **kwargs)
+
+
+@register_model(
+    _config(
+        "efficientformer_l7",
+        params_m=82.229,
+        macs_g=10.119,
+        top1=83.3,
+        top1_source=_README,
+        latencies=(Latency("iPhone 12, Core ML", 7.0, _README),),
+    )
+)
+def efficientformer_l7(num_classes: int = 1000, **kwargs: Any) -> EfficientFormer:
+    return EfficientFormer((96, 192, 384, 768), (6, 6, 18, 8), 8, num_classes, **kwargs)

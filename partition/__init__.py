@@ -1,0 +1,1 @@
+"""ED-ViT: split a large vision transformer over several devices."""

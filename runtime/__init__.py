@@ -1,0 +1,1 @@
+"""What runs on a device: sessions, checks, the profiler. No torch."""

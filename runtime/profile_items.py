@@ -1,0 +1,91 @@
+"""What to profile: bundles and single artefact files, as a person names them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from runtime.bundle import read_bundle
+from runtime.errors import RuntimeFault
+from runtime.manifest import Artifact
+from runtime.sessions.base import engine_for
+
+
+@dataclass(frozen=True)
+class ProfileItem:
+    """One artefact to measure; all but the path may be left out.
+
+    reference is the reference.npz whose first picture is the input; without it the input is random.
+    """
+
+    path: Path
+    label: str = ""
+    id: str = ""
+    model: str | None = None
+    artifact: Artifact | None = None
+    reference: Path | None = None
+
+
+def items_from(paths: list[Path]) -> list[ProfileItem]:
+    """The items of bundles (every artefact) and artefact files, with distinct ids and labels.
+
+    A file that lies in the bundle it came from brings its manifest entry along. Raises RuntimeFault
+    for a path that is neither.
+    """
+    return distinct([item for path in paths for item in _items(path)])
+
+
+def distinct(items: list[ProfileItem]) -> list[ProfileItem]:
+    """Fill empty labels and ids, and tell equal ones apart by their folder, then by a number."""
+    named = [replace(i, label=i.label or i.path.name, id=i.id or _id(i)) for i in items]
+    labels = Counter(i.label for i in named)
+    named = [
+        replace(i, label=f"{i.label} ({i.path.resolve().parent.name})")
+        if labels[i.label] > 1
+        else i
+        for i in named
+    ]
+    labels, ids = Counter[str](), Counter[str]()
+    return [replace(i, label=_numbered(i.label, labels), id=_numbered(i.id, ids)) for i in named]
+
+
+def _numbered(text: str, seen: Counter[str]) -> str:
+    """`text` the first time, then 'text #2', 'text #3'."""
+    seen[text] += 1
+    return text if seen[text] == 1 else f"{text} #{seen[text]}"
+
+
+def _items(path: Path) -> list[ProfileItem]:
+    if not path.exists():
+        raise RuntimeFault(f"no such bundle or artefact: {path}")
+    if path.is_dir() and path.suffix != ".mlpackage":
+        bundle = read_bundle(path)
+        if not bundle.manifest.artifacts:
+            raise RuntimeFault(f"{path}: every target failed to convert, nothing to profile")
+        return [_in_bundle(path, target) for target in sorted(bundle.manifest.artifacts)]
+    engine_for(path)  # refuses a suffix that no engine opens
+    with suppress(RuntimeFault):  # beside a file there may be no manifest, or one of another tool
+        for target, artifact in read_bundle(path.parent).manifest.artifacts.items():
+            if artifact.file == path.name:
+                return [_in_bundle(path.parent, target)]
+    return [ProfileItem(path)]
+
+
+def _in_bundle(folder: Path, target: str) -> ProfileItem:
+    bundle = read_bundle(folder)
+    artifact = bundle.artifact(target)
+    model = bundle.manifest.model.ref
+    reference = bundle.reference_path()
+    return ProfileItem(
+        path=bundle.artifact_path(target),
+        label=f"{model} {target} {artifact.precision}",
+        model=model,
+        artifact=artifact,
+        reference=reference if reference.exists() else None,
+    )
+
+
+def _id(item: ProfileItem) -> str:
+    return item.label.replace(" ", "/") if item.label else item.path.name
