@@ -12,7 +12,7 @@ class ConvertError(Exception):
     exit_code = 2
 
 
-class ProofFailed(ConvertError):
+class ProofFailed(ConvertError):  # noqa: N818  # what happened, as the user reads it
     """A step that must not change the function changed it."""
 
     exit_code = 1

@@ -14,9 +14,12 @@ from converters.source import Source
 class Normalized(nn.Module):
     """A picture in, logits out: (x - range * mean) / (range * std), then the model.
 
-    x is (1, 3, H, W), float32 in [0, 1] (range 1) or uint8 (range 255). The subtraction stays an op:
-    folded into a zero-padded convolution it would be wrong at the border. The division folds.
+    x is (1, 3, H, W), float32 in [0, 1] (range 1) or uint8 (range 255). The subtraction stays an
+    op: folded into a zero-padded convolution it would be wrong at the border. The division folds.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, source: Source) -> None:
         super().__init__()
@@ -45,11 +48,11 @@ def export_source(source: Source) -> GraphModule:
     pre = source.preprocessing
     dtype = torch.uint8 if pre.input_dtype == "uint8" else torch.float32
     example = torch.zeros(1, 3, pre.height, pre.width, dtype=dtype)
-    return _export(Normalized(source).eval(), example).module()  # type: ignore[return-value]
+    return _export(Normalized(source).eval(), example).module()
 
 
 def export_folded(module: GraphModule, example: Tensor) -> ExportedProgram:
-    """The folded graph as a program again, so that it can be saved and lowered. example: (1, ...)."""
+    """The folded graph as a program again, to be saved and lowered. example: (1, ...)."""
     return _export(module, example)
 
 

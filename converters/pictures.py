@@ -43,7 +43,7 @@ def photos(height: int, width: int) -> Pictures:
 def generated(count: int, height: int, width: int, seed: int = 0) -> Pictures:
     """`count` seeded pictures, (count, height, width, 3): gratings, blobs and noise by turns."""
     rng = np.random.default_rng(seed)
-    y, x = np.mgrid[0:1 : height * 1j, 0:1 : width * 1j]
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     made = []
     for index in range(count):
         phase, tint = rng.uniform(0, 6.28), rng.uniform(0.2, 1.0, 3)

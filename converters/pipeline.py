@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from converters.reparam import Reparameterized
     from converters.source import Source
 
-PROOF_INPUTS = 4
+PROOF_INPUTS = 3
 LOG_FOLDER = "logs"
 
 

@@ -117,7 +117,14 @@ def _from_zoo(name: str, size: int | None, classes: int | None) -> Source:
         interpolation=config.interpolation,
     )
     return Source(
-        name, module, preprocessing, classes or 1000, config.family, f"random, seed {SEED}", "", False
+        name,
+        module,
+        preprocessing,
+        classes or 1000,
+        config.family,
+        f"random, seed {SEED}",
+        "",
+        False,
     )
 
 
@@ -245,7 +252,7 @@ def _settle(source: Source) -> None:
         norm.train()
     mean = torch.tensor(pre.mean).reshape(1, 3, 1, 1)
     std = torch.tensor(pre.std).reshape(1, 3, 1, 1)
-    batches = (photos(pre.height, pre.width), generated(6, pre.height, pre.width, seed=1))
+    batches = (photos(pre.height, pre.width)[:3], generated(3, pre.height, pre.width, seed=1))
     with torch.no_grad():
         for batch in batches:
             x_BCHW = torch.from_numpy(batch).permute(0, 3, 1, 2)

@@ -68,7 +68,11 @@ class Worker:
                 return
         code = self.process.wait()
         how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
-        yield {"error": f"the {self.target} worker {how} without an answer", "at": "lower", "disk": None}
+        yield {
+            "error": f"the {self.target} worker {how} without an answer",
+            "at": "lower",
+            "disk": None,
+        }
 
     def stop(self) -> None:
         """End the process and free its pipes; safe to call at any time, more than once."""

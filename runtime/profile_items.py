@@ -13,11 +13,15 @@ from runtime.manifest import Artifact
 from runtime.sessions.base import engine_for
 
 
+_UNTRAINED = "the weights are random, so only the latency means anything, not the classes"
+
+
 @dataclass(frozen=True)
 class ProfileItem:
     """One artefact to measure; all but the path may be left out.
 
     reference is the reference.npz whose first picture is the input; without it the input is random.
+    note is a warning that the run carries to every report.
     """
 
     path: Path
@@ -26,6 +30,7 @@ class ProfileItem:
     model: str | None = None
     artifact: Artifact | None = None
     reference: Path | None = None
+    note: str = ""
 
 
 def items_from(paths: list[Path]) -> list[ProfileItem]:
@@ -76,7 +81,7 @@ def _items(path: Path) -> list[ProfileItem]:
 def _in_bundle(folder: Path, target: str) -> ProfileItem:
     bundle = read_bundle(folder)
     artifact = bundle.artifact(target)
-    model = bundle.manifest.model.ref
+    model, trained = bundle.manifest.model.ref, bundle.manifest.model.trained
     reference = bundle.reference_path()
     return ProfileItem(
         path=bundle.artifact_path(target),
@@ -84,6 +89,7 @@ def _in_bundle(folder: Path, target: str) -> ProfileItem:
         model=model,
         artifact=artifact,
         reference=reference if reference.exists() else None,
+        note="" if trained else f"{model}: {_UNTRAINED}",
     )
 
 

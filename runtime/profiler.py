@@ -96,6 +96,7 @@ def profile(
     )
     failed: list[NotMeasured] = []
     notes = _warnings(environment, threads)
+    notes += dict.fromkeys(item.note for item in items if item.note)
     with ExitStack() as children:
         running: list[_Running] = []
         items = distinct(items)

@@ -24,18 +24,17 @@ def latency_stats(samples_ms: list[list[float]]) -> LatencyStats:
     )
 
 
+def ratio(a: Measurement, b: Measurement) -> Comparison:
+    """Median of `a` over median of `b`; block over block of one interleaved run for the spread."""
+    blocks = zip(a.samples_ms, b.samples_ms, strict=True)
+    ratios = np.array([np.median(one) / np.median(other) for one, other in blocks])
+    low, high = (float(p) for p in np.percentile(ratios, [5, 95]))
+    return Comparison(a=a.id, b=b.id, ratio=a.latency.p50 / b.latency.p50, low=low, high=high)
+
+
 def compare(measurements: list[Measurement]) -> list[Comparison]:
-    """Each measurement over the one with the smallest median; block b against block b."""
+    """Each measurement over the one with the smallest median."""
     if not measurements:
         return []
-    fastest = min(measurements, key=lambda m: m.latency.p50)
-    base = np.array([np.median(block) for block in fastest.samples_ms])
-    result = []
-    for m in sorted(measurements, key=lambda m: m.latency.p50):
-        if m is fastest:
-            continue
-        ratios = np.array([np.median(block) for block in m.samples_ms]) / base
-        low, high = (float(p) for p in np.percentile(ratios, [5, 95]))
-        ratio = m.latency.p50 / fastest.latency.p50
-        result.append(Comparison(a=m.id, b=fastest.id, ratio=ratio, low=low, high=high))
-    return result
+    by_median = sorted(measurements, key=lambda m: m.latency.p50)
+    return [ratio(m, by_median[0]) for m in by_median[1:]]

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import coremltools as ct
 import numpy as np
 
+from converters.lower.absent import absent
 from converters.lower.base import TARGETS, Job, Lowered, versions_of
+
+# coremltools imports every framework it could convert from; of these only torch is meant here.
+with absent("sklearn", "transformers", "executorch", "torchao", "tensorflow", "xgboost"):
+    import coremltools as ct
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

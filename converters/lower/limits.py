@@ -1,7 +1,7 @@
 """Ops that an engine's fast path does not take as they are: known before converting.
 
 Seen in the engines' own delegation reports on the reference machine with the pinned versions
-(docs/results/delegation.md). A forecast for `edgevit inspect`; `convert` measures.
+(docs/results/zoo.md). A forecast for `edgevit inspect`; `convert` measures.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ SPATIAL = {2, 3}
 
 def forecast(module: GraphModule) -> dict[str, dict[str, int]]:
     """Target -> what it will not take whole ('op: why') -> how many such nodes the graph has."""
-    found: dict[str, Counter[str]] = {t: Counter() for t in ("coreml", "tflite", "executorch", "onnx")}
+    found: dict[str, Counter[str]] = {
+        t: Counter() for t in ("coreml", "tflite", "executorch", "onnx")
+    }
     for node in module.graph.nodes:
         if node.op != "call_function":
             continue

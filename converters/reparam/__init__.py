@@ -4,6 +4,7 @@ The order of the imports is the order of the rules.
 """
 
 from converters.reparam import (  # noqa: F401, I001  # registration, in this order
+    inplace,
     noops,
     constants,
     batch_norm,

@@ -1,6 +1,7 @@
 """Whatever is computed from constants alone is computed once, here.
 
-Attention biases gathered by a fixed index, layer scales viewed as (1, C, 1, 1), positional tables.
+Attention biases gathered by a fixed index, layer scales viewed as (1, C, 1, 1), positional tables
+that the model computes anew at every call.
 """
 
 from __future__ import annotations
@@ -12,10 +13,20 @@ from torch import Tensor
 from torch.fx import Node
 
 from converters.reparam.engine import rule
-from converters.reparam.graph import FoldGraph, module_path
+from converters.reparam.graph import FoldGraph, aten, module_path
 
 # A constant may not grow past this when it is computed ahead (an expand would copy it for nothing).
 MAX_GROWTH_BYTES = 16 * 2**20
+
+# What memory happens to hold is no value.
+_UNDEFINED = {
+    aten.empty.memory_format,
+    aten.empty_like.default,
+    aten.empty_permuted.default,
+    aten.empty_strided.default,
+    aten.new_empty.default,
+    aten.new_empty_strided.default,
+}
 
 
 @rule("fold constants")
@@ -23,12 +34,12 @@ def fold_constants(graph: FoldGraph) -> int:
     """Replace every pure call on constants by its value. Random ops are left alone."""
     fired = 0
     for node in list(graph.graph.nodes):
-        if node.op != "call_function" or not node.all_input_nodes or not node.users:
+        if node.op != "call_function" or not node.users or node in graph.written:
             continue
         if any(graph.const(source) is None for source in node.all_input_nodes):
             continue
         schema = getattr(node.target, "_schema", None)
-        if schema is None or schema.is_mutable:
+        if schema is None or schema.is_mutable or node.target in _UNDEFINED:
             continue
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             continue

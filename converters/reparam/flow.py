@@ -43,6 +43,9 @@ MOVES = {
     operator.getitem,
 }
 
+# Views need strides that fit, and the channel numbers have strides of their own.
+_VIEWS = {aten.view.default, aten._unsafe_view.default}
+
 # Ops that act on each channel apart and commute with a scale and a shift per channel.
 _CHANNEL_MEANS = {aten.mean.dim, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool1d.default}
 
@@ -58,7 +61,7 @@ def is_move(node: Node) -> bool:
 
 def run_move(node: Node, value: Any) -> Any:
     """Run a moving op on `value` in place of its input."""
-    target: Any = node.target
+    target: Any = aten.reshape.default if node.target in _VIEWS else node.target
     return target(value, *node.args[1:], **node.kwargs)
 
 
@@ -109,7 +112,7 @@ def _dim_behind(user: Node, shape: tuple[int, ...], dim: int) -> int | None:
         return None
     if user.target in _CHANNEL_MEANS:
         if user.target is aten.mean.dim:
-            dims = {d % len(shape) for d in arg(user, 1, "dim")}
+            dims = {d % len(shape) for d in arg(user, 1, "dim") or range(len(shape))}
             if dim in dims:
                 return None
             keep = bool(arg(user, 2, "keepdim", False))

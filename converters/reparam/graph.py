@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from converters.reparam.storage import written_values
+
 aten = torch.ops.aten
 
 
@@ -23,17 +25,42 @@ class FoldGraph:
         self.module = module
         self.graph = module.graph
         self._serial = 0
+        self._written: set[Node] | None = None
+
+    @property
+    def written(self) -> set[Node]:
+        """Every node whose memory an in-place op writes into."""
+        if self._written is None:
+            self._written = written_values(self.graph)
+        return self._written
+
+    def forget_writes(self) -> None:
+        """To be called where an in-place op is gone."""
+        self._written = None
 
     def calls(self, *targets: Any) -> Iterator[Node]:
-        """Every call of one of `targets`, in graph order; safe against edits on the way."""
+        """Every call of one of `targets`, in graph order; safe against edits on the way.
+
+        Without those that touch a value which is written in place: they may not move.
+        """
         for node in list(self.graph.nodes):
-            if node.op == "call_function" and node.target in targets:
+            if node.op != "call_function" or node.target not in targets:
+                continue
+            if self.written.isdisjoint((node, *node.all_input_nodes)):
                 yield node
 
     def const(self, node: object) -> Tensor | None:
         """The tensor behind a constant node, or None where the argument is no constant."""
-        if not isinstance(node, Node) or node.op != "get_attr":
+        if not isinstance(node, Node) or node.op != "get_attr" or node in self.written:
             return None
+        return self._attribute(node)
+
+    def dtype_of(self, node: Node) -> torch.dtype | None:
+        """The element type of the node's value, None where it is unknown or no tensor."""
+        value = self._attribute(node) if node.op == "get_attr" else node.meta.get("val")
+        return value.dtype if isinstance(value, Tensor) else None
+
+    def _attribute(self, node: Node) -> Tensor | None:
         value: Any = self.module
         for part in str(node.target).split("."):
             value = getattr(value, part)
@@ -58,6 +85,7 @@ class FoldGraph:
     def sweep(self) -> None:
         """Take away what nobody reads any more, nodes and tensors."""
         self.graph.eliminate_dead_code()
+        self.forget_writes()
         live = {str(n.target) for n in self.graph.nodes if n.op == "get_attr"}
         for owner in self.module.modules():
             prefix = _path_of(self.module, owner)

@@ -69,7 +69,9 @@ class LinearMap:
         args[1] = self.graph.add_const(weight, self.node, f"{hint}_weight")
         args[2] = None if bias is None else self.graph.add_const(bias, self.node, f"{hint}_bias")
         self.node.args = tuple(args)
-        self.node.kwargs = {k: v for k, v in self.node.kwargs.items() if k not in ("weight", "bias")}
+        self.node.kwargs = {
+            k: v for k, v in self.node.kwargs.items() if k not in ("weight", "bias")
+        }
         self.weight, self.bias = weight, bias
 
     def scale_output(self, scale: Tensor, shift: Tensor | None) -> None:
@@ -118,11 +120,13 @@ class LinearMap:
         if any(s != 1 for s in self.stride) or any(k % 2 == 0 for k in kernel):
             return None
         centred = tuple(d * (k // 2) for d, k in zip(self.dilation, kernel, strict=True))
-        if self.padding != "same" and tuple(self.padding) != centred:
+        padding = tuple(0 for _ in kernel) if self.padding == "valid" else self.padding
+        if padding not in ("same", centred):
             return None
         weight = torch.zeros_like(self.weight)
         rows = torch.arange(out)
-        weight[(rows, rows % per_group, *[k // 2 for k in kernel])] = 1
+        centre = tuple(torch.tensor(k // 2) for k in kernel)
+        weight[rows, rows % per_group, *centre] = 1
         return weight
 
 
@@ -136,6 +140,8 @@ def as_linear_map(graph: FoldGraph, node: object) -> LinearMap | None:
     if weight is None or (bias_node is not None and bias is None):
         return None
     if node.target is aten.linear.default:
+        if weight.dim() != 2:  # a vector is allowed, and takes the channel dimension away
+            return None
         return LinearMap(graph, node, weight, bias, 1, (), (), ())
     rank = weight.dim() - 2
     padding = arg(node, 4, "padding", 0)

@@ -12,8 +12,6 @@ from converters.reparam.engine import rule
 from converters.reparam.graph import FoldGraph, arg, aten
 from converters.reparam.linear_map import LinearMap, as_linear_map
 
-SUMS = (aten.add.Tensor, aten.add_.Tensor)
-
 
 @rule("parallel linear maps into one")
 def merge_branches(graph: FoldGraph) -> int:
@@ -26,6 +24,8 @@ def merge_branches(graph: FoldGraph) -> int:
         if one.source is not other.source or not one.same_geometry(other):
             continue
         if not (_only_read_by(one, node) and _only_read_by(other, node)):
+            continue
+        if one.source in graph.written:  # the two may have read different values
             continue
         bias = one.bias if other.bias is None else other.bias
         if one.bias is not None and other.bias is not None:
@@ -57,7 +57,7 @@ def merge_identity(graph: FoldGraph) -> int:
 
 def _sums(graph: FoldGraph) -> list[tuple[Node, Node, Node]]:
     found = []
-    for node in graph.calls(*SUMS):
+    for node in graph.calls(aten.add.Tensor):
         left, right = node.args[0], node.args[1]
         if isinstance(left, Node) and isinstance(right, Node) and arg(node, 2, "alpha", 1) == 1:
             found.append((node, left, right))

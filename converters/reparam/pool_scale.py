@@ -26,7 +26,7 @@ def fold_pool_scale(graph: FoldGraph) -> int:
         if scaled is None or shape is None or len(shape) != 4 or not _is_pool_minus_x(scaled[0]):
             continue
         value, factor = scaled
-        if factor.dim() == 0 or tuple(factor.shape[-3:]) != (shape[1], 1, 1):
+        if factor.numel() != shape[1] or tuple(factor.shape[-3:]) != (shape[1], 1, 1):
             continue
         hint = module_path(node) or "pool_scale"
         weight = graph.add_const(factor.reshape(shape[1], 1, 1, 1), node, f"{hint}_weight")

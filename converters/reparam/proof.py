@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.utils.flop_counter import FlopCounterMode
 
 from converters.errors import ProofFailed
@@ -55,7 +55,7 @@ def reparameterize(module: GraphModule, inputs: Tensor) -> Reparameterized:
     proof = ReparamProof(
         rules=fired,
         params_before=params_before,
-        params_after=sum(t.numel() for t in folded.state_dict().values() if t.is_floating_point()),
+        params_after=_parameters(folded) + _float_buffers(folded),
         macs_before=macs_before,
         macs_after=count_macs(folded, inputs[:1]),
         nodes_before=nodes_before,
@@ -93,23 +93,37 @@ def cast_graph(module: GraphModule, dtype: torch.dtype) -> GraphModule:
         if node.op == "call_function":
             node.args = tuple(swap(a) for a in node.args)
             node.kwargs = {k: swap(v) for k, v in node.kwargs.items()}
-            for constant in node.all_input_nodes:
-                if constant.op == "get_attr" and isinstance(constant.meta.get("val"), Tensor):
-                    constant.meta["val"] = _cast_float(constant.meta["val"], dtype)
+            if _makes_default_float(node):
+                node.kwargs = {**node.kwargs, "dtype": dtype}
+    for node in module.graph.nodes:
+        if isinstance(node.meta.get("val"), Tensor):
+            node.meta["val"] = _cast_float(node.meta["val"], dtype)
     module.recompile()
     return module
+
+
+def _makes_default_float(node: Node) -> bool:
+    """Whether the op makes a tensor from nothing (zeros) in torch's default float type."""
+    value, schema = node.meta.get("val"), getattr(node.target, "_schema", None)
+    if node.all_input_nodes or schema is None or not isinstance(value, Tensor):
+        return False
+    takes_type = any(argument.name == "dtype" for argument in schema.arguments)
+    return takes_type and value.is_floating_point() and node.kwargs.get("dtype") is None
 
 
 def count_macs(module: nn.Module, example: Tensor) -> int:
     """Multiply-accumulates of convolutions and matrix products for one run."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(example)
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
 def _run(module: nn.Module, inputs: Tensor) -> Tensor:
-    """Outputs (N, classes); one by one, since the graph's batch is static."""
-    return torch.cat([module(x[None]) for x in inputs])
+    """Outputs (N, classes); one by one, since the graph's batch is static.
+
+    Each run gets a copy, since a model may write into its input.
+    """
+    return torch.cat([module(x[None].clone()) for x in inputs])
 
 
 def _relative(after: Tensor, before: Tensor, spread: float) -> float:
@@ -120,11 +134,14 @@ def _parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
+def _float_buffers(module: nn.Module) -> int:
+    """What folding makes of parameters and statistics; a tensor that two ops share counts once."""
+    return sum(b.numel() for b in module.buffers() if b.is_floating_point())
+
+
 def _calls(module: GraphModule) -> int:
     return sum(n.op == "call_function" for n in module.graph.nodes)
 
 
 def _cast_float(value: Tensor, dtype: torch.dtype) -> Tensor:
     return value.to(dtype) if value.is_floating_point() else value
-
-

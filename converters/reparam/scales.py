@@ -36,6 +36,8 @@ def scaled_value(graph: FoldGraph, node: Node) -> tuple[Node, Tensor] | None:
     shape = shape_of(first)
     if shape is None or shape_of(node) != shape:  # a scale that broadcasts the value is none
         return None
+    if graph.dtype_of(first) != graph.dtype_of(node):  # whole numbers become fractions
+        return None
     if node.target in DIVS:
         factor = 1 / factor
     return first, factor.reshape(()) if factor.numel() == 1 else factor
@@ -43,7 +45,7 @@ def scaled_value(graph: FoldGraph, node: Node) -> tuple[Node, Tensor] | None:
 
 @rule("scale into the linear map before it")
 def fold_into_previous(graph: FoldGraph) -> int:
-    """y = c * moves(W x + b): the rows that the moves show are scaled, if nobody else reads them."""
+    """y = c * moves(W x + b): the rows that the moves show are scaled, if only y reads them."""
     fired = 0
     for node in graph.calls(*MULS):
         scaled = scaled_value(graph, node)
@@ -64,7 +66,7 @@ def fold_through_product(graph: FoldGraph) -> int:
         product, factor = scaled
         if product.op != "call_function" or product.target not in PRODUCTS:
             continue
-        if len(product.users) != 1:
+        if len(product.users) != 1 or product.args[0] is product.args[1]:  # c(aa) is no (ca)(ca)
             continue
         for side in product.args[:2]:
             if isinstance(side, Node) and _scale_rows(graph, side, product, factor):
@@ -121,7 +123,7 @@ def _scale_rows(graph: FoldGraph, value: Node, reader: Node, factor: Tensor) -> 
     rows[flat] = spread
     if not torch.equal(rows[flat], spread):  # one channel would need two scales
         return False
-    if read_elsewhere(linear, flat.unique(), value, reader):
+    if read_elsewhere(linear, flat, value, reader):
         return False
     linear.scale_output(rows, None)
     return True
