@@ -16,3 +16,9 @@ class ProofFailed(ConvertError):  # noqa: N818  # what happened, as the user rea
     """A step that must not change the function changed it."""
 
     exit_code = 1
+
+
+class NothingConverted(ConvertError):  # noqa: N818
+    """Every target failed; the message has the reasons and the ends of the logs."""
+
+    exit_code = 1

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from converters.chatter import chatter_to
 from converters.export import export_source
 from converters.lower.limits import forecast
 from converters.pictures import proof_pictures
@@ -47,6 +48,11 @@ def inspect_model(model: str | nn.Module, size: int | None = None) -> Inspection
 
     Raises ConvertError, ModelError.
     """
+    with chatter_to(None):
+        return _inspect(model, size)
+
+
+def _inspect(model: str | nn.Module, size: int | None) -> Inspection:
     source = load_source(model, size=size)
     pre = source.preprocessing
     graph = export_source(source)

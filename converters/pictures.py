@@ -37,7 +37,7 @@ def photos(height: int, width: int) -> Pictures:
         left = int(np.clip(centre_x * full_w - edge / 2, 0, full_w - edge))
         crop = Image.fromarray(photo[top : top + edge, left : left + edge])
         crops.append(np.asarray(crop.resize((width, height), Image.Resampling.BICUBIC)))
-    return np.stack(crops).astype(np.float32) / 255
+    return np.stack(crops).astype(np.float32) / np.float32(255)
 
 
 def generated(count: int, height: int, width: int, seed: int = 0) -> Pictures:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from runtime.errors import missing_extra
 from runtime.manifest import Preprocessing
 
 SEED = 0
+
+# A parameter whose values lie closer together than this was initialised to a constant.
+ALL_ALIKE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -105,8 +109,9 @@ def _from_zoo(name: str, size: int | None, classes: int | None) -> Source:
     from edgevit.models import create_model, model_config
 
     config = model_config(name)
-    torch.manual_seed(SEED)
-    module = create_model(name, num_classes=classes or 1000)
+    classes = 1000 if classes is None else classes
+    with _seeded():
+        module = create_model(name, num_classes=classes)
     side = size or config.input_size
     preprocessing = Preprocessing(
         mean=list(config.mean),
@@ -116,32 +121,26 @@ def _from_zoo(name: str, size: int | None, classes: int | None) -> Source:
         crop_pct=config.crop_pct,
         interpolation=config.interpolation,
     )
-    return Source(
-        name,
-        module,
-        preprocessing,
-        classes or 1000,
-        config.family,
-        f"random, seed {SEED}",
-        "",
-        False,
-    )
+    weights = f"random, seed {SEED}"
+    return Source(name, module, preprocessing, classes, config.family, weights, "", False)
 
 
 def _from_timm(ref: str, size: int | None, classes: int | None) -> Source:
+    from edgevit.models.registry import nearest_names
+
     try:
         timm = _import_timm()
     except ImportError as error:
         raise missing_extra(f"'{ref}'", "timm", "timm") from error
     name = ref.removeprefix("timm:")
-    torch.manual_seed(SEED)
     try:
-        module: nn.Module = timm.create_model(
-            name, pretrained=False, **({"num_classes": classes} if classes else {})
-        )
+        with _seeded():
+            module: nn.Module = timm.create_model(
+                name, pretrained=False, **({"num_classes": classes} if classes else {})
+            )
     except RuntimeError as error:  # timm's word for an unknown name
-        near = ", ".join(timm.list_models(f"*{name[:8]}*")[:4])
-        hint = f"; near it: {near}" if near else ""
+        near = nearest_names(name, timm.list_models())
+        hint = f"; did you mean {', '.join(f'timm:{n}' for n in near)}?" if near else ""
         raise ConvertError(f"timm cannot build '{name}': {error}{hint}") from error
     preprocessing = _from_cfg(module.pretrained_cfg, size)  # type: ignore[arg-type]
     weights = f"random, seed {SEED}"
@@ -157,9 +156,11 @@ def _import_timm() -> Any:
             raise
     for name in [n for n in sys.modules if n.split(".")[0] in ("torchvision", "timm")]:
         del sys.modules[name]
-    library = torch.library.Library("torchvision", "DEF")
+    library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
     for op in ("nms", "qnms"):
-        library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define(  # type: ignore[no-untyped-call]
+            f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        )
     _KEPT_ALIVE.append(library)
     return importlib.import_module("timm")
 
@@ -179,11 +180,16 @@ def _from_factory(ref: str, size: int | None) -> Source:
             f"cannot import '{error.name}' for model '{ref}': expected package.module:factory "
             "with the package on the path or in this folder"
         ) from error
+    except Exception as error:
+        raise ConvertError(f"importing '{module_name}' failed: {_told(error)}") from error
     factory: Callable[[], Any] | None = getattr(owner, attribute, None)
     if factory is None:
         names = [n for n in dir(owner) if not n.startswith("_")]
         raise ConvertError(f"'{module_name}' has no '{attribute}'; it has: {', '.join(names[:12])}")
-    built = factory() if callable(factory) and not isinstance(factory, nn.Module) else factory
+    try:
+        built = factory() if callable(factory) and not isinstance(factory, nn.Module) else factory
+    except Exception as error:
+        raise ConvertError(f"calling '{ref}' without arguments failed: {_told(error)}") from error
     if not isinstance(built, nn.Module):
         raise ConvertError(f"'{ref}' gave a {type(built).__name__}, expected a torch.nn.Module")
     return _from_module(built, ref, size)
@@ -202,12 +208,37 @@ def _from_module(module: nn.Module, ref: str, size: int | None) -> Source:
             interpolation="bicubic",
         )  # fmt: skip
     module = module.eval()
-    with torch.no_grad():
-        out = module(torch.zeros(1, 3, preprocessing.height, preprocessing.width))
-    if not isinstance(out, Tensor) or out.dim() != 2:
+    out = _run(ref, module, torch.zeros(1, 3, preprocessing.height, preprocessing.width))
+    if not isinstance(out, Tensor) or out.dim() != 2 or len(out) != 1:
         got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise ConvertError(f"'{ref}' must give logits of shape (1, classes), got {got}")
     return Source(ref, module, preprocessing, int(out.shape[1]), None, "given", "", True, notes)
+
+
+def _run(ref: str, module: nn.Module, x_BCHW: Tensor) -> Any:
+    """The module's output; what it raises as a ConvertError that says what went in."""
+    try:
+        with torch.no_grad():
+            return module(x_BCHW)
+    except Exception as error:
+        if hasattr(error, "exit_code"):  # an error of ours from inside the model
+            raise
+        raise ConvertError(
+            f"'{ref}' does not take pictures of shape {tuple(x_BCHW.shape)}: {_told(error)}. "
+            "--size sets their height and width"
+        ) from error
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip()[:500]}"
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """Random weights from SEED; the caller's own random state stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        yield
 
 
 def _from_cfg(cfg: dict[str, Any], size: int | None) -> Preprocessing:
@@ -227,21 +258,25 @@ def _from_cfg(cfg: dict[str, Any], size: int | None) -> Preprocessing:
 def _settle(source: Source) -> None:
     """Give a random network parameters and BatchNorm statistics under which its pictures matter.
 
-    The default initialisation has zero gammas, which let converters fold whole branches away, and
-    statistics that make the output nearly constant: sizes, latencies and errors would mean nothing.
+    The default initialisation has zero gammas and zero attention biases, which let converters fold
+    whole branches away, and statistics that make the output nearly constant: sizes, latencies and
+    errors would mean nothing.
     """
     from converters.pictures import generated, photos
 
-    module, pre = source.module, source.preprocessing
+    module, pre = source.module.eval(), source.preprocessing
     draw = torch.Generator().manual_seed(SEED)
     with torch.no_grad():
         for name, value in module.named_parameters():
-            if value.dim() != 1:
+            is_vector = value.numel() == max(value.shape, default=1)
+            if value.dim() != 1 and float(value.max() - value.min()) > ALL_ALIKE:
                 continue
-            if name.endswith("bias"):
+            if value.dim() == 1 and name.endswith("bias"):
                 value.copy_(torch.randn(value.shape, generator=draw) * 0.1)
-            else:
+            elif is_vector:  # gammas and layer scales, also as (C, 1, 1)
                 value.copy_(torch.rand(value.shape, generator=draw) * 0.6 + 0.4)
+            else:  # tables of attention biases, and weights that start at zero
+                value.copy_(torch.randn(value.shape, generator=draw) * value[0].numel() ** -0.5)
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if not norms:
         return
@@ -253,10 +288,9 @@ def _settle(source: Source) -> None:
     mean = torch.tensor(pre.mean).reshape(1, 3, 1, 1)
     std = torch.tensor(pre.std).reshape(1, 3, 1, 1)
     batches = (photos(pre.height, pre.width)[:3], generated(3, pre.height, pre.width, seed=1))
-    with torch.no_grad():
-        for batch in batches:
-            x_BCHW = torch.from_numpy(batch).permute(0, 3, 1, 2)
-            module((x_BCHW - mean) / std)
+    for batch in batches:
+        x_BCHW = torch.from_numpy(batch).permute(0, 3, 1, 2)
+        _run(source.ref, module, (x_BCHW - mean) / std)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()

@@ -2,22 +2,24 @@
 
 Started as `python -m converters.worker TARGET FD`. Its standard output and error belong to the
 vendor's chatter and go to a log file; the answers are JSON lines on the file descriptor FD. The
-vendor packages are imported at once, while the parent still exports and folds.
+vendor packages are imported at once, while the parent still exports and folds. Its standard input
+stays open as long as the parent lives; when it closes, the process ends itself.
 """
 
 from __future__ import annotations
 
-import errno
 import importlib
 import json
 import os
 import sys
+import tempfile
+import threading
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+from converters.bundle_writer import full_disk
 
 
 def main() -> int:
@@ -30,7 +32,7 @@ def main() -> int:
         def tell(**message: Any) -> None:
             answers.write(json.dumps(message) + "\n")
 
-        stage = "import"
+        folders = [Path(tempfile.gettempdir())]
         try:
             started = time.perf_counter()
             from converters.lower.base import TARGETS
@@ -40,17 +42,18 @@ def main() -> int:
             line = sys.stdin.readline()
             if not line:
                 return 0
+            threading.Thread(target=_end_with_the_parent, daemon=True).start()
             job = json.loads(line)
+            folders.insert(0, Path(job["folder"]))
             for stage, result in _run(target, job):
                 tell(stage=stage, **result)
             tell(done=True, import_s=import_s)
         except Exception as error:
             traceback.print_exc()
-            number = _errno_of(error)
+            disk = full_disk(error, *folders)
             tell(
                 error=f"{type(error).__name__}: {error}"[:4000],
-                at=getattr(error, "stage", stage),
-                disk=os.strerror(number) if number in FULL_DISK else None,
+                disk=(disk[0], str(disk[1])) if disk else None,
             )
     return 0
 
@@ -90,13 +93,10 @@ def _run(target: str, job: dict[str, Any]) -> Any:
     yield "verify", {"seconds": time.perf_counter() - started, **checked}
 
 
-def _errno_of(error: BaseException | None) -> int | None:
-    """The errno of an OSError anywhere in the chain of causes."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno is not None:
-            return error.errno
-        error = error.__cause__ or error.__context__
-    return None
+def _end_with_the_parent() -> None:
+    """Wait for the end of our input, which only the parent's end brings, and end too."""
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Start worker processes, feed them jobs, read their answers, and end them whatever happens."""
+"""One worker process: start it, feed it a job, read its answers, and end it whatever happens."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import IO, Any
 
 GRACE_S = 5.0
+# Where this process found its packages when it started: a model's own folder, which is added to
+# sys.path later, must not hide a vendor's package from a worker.
+IMPORT_PATH = [str(Path(__file__).parents[1]), *filter(None, sys.path)]
 
 
 @dataclass
@@ -26,34 +30,40 @@ class Worker:
     _log_file: IO[bytes] = field(repr=False)
 
     @classmethod
-    def start(cls, target: str, log: Path, threads: int) -> Worker:
-        """Start the process. Its chatter goes to `log`; `threads` bounds its CPU threads."""
+    def start(cls, target: str, log: Path, scratch: Path, threads: int) -> Worker:
+        """Start the process. Its chatter goes to `log`; `threads` bounds its CPU threads.
+
+        Its temporary files go to `scratch` for others to clear away, since it may be killed.
+        Raises OSError where it cannot be started.
+        """
         log.parent.mkdir(parents=True, exist_ok=True)
-        log_file = log.open("wb")
-        read_end, write_end = os.pipe()
-        # The worker imports the packages that this process runs, wherever they lie.
-        path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])
         environment = {
             **os.environ,
-            "PYTHONPATH": path,
+            "PYTHONPATH": os.pathsep.join(IMPORT_PATH),
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),
             "TF_CPP_MIN_LOG_LEVEL": "2",
             "PYTHONUNBUFFERED": "1",
+            "TMPDIR": str(scratch),
         }
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "converters.worker", target, str(write_end)],
-                stdin=subprocess.PIPE,
-                stdout=log_file,
-                stderr=subprocess.STDOUT,
-                pass_fds=(write_end,),
-                env=environment,
-                start_new_session=True,  # Ctrl-C is ours to handle; the worker is ended by its id
-            )
-        finally:
-            os.close(write_end)
-        return cls(target, log, process, os.fdopen(read_end, "r"), log_file)
+        with contextlib.ExitStack() as opened:
+            log_file = opened.enter_context(log.open("wb"))
+            read_end, write_end = os.pipe()
+            answers = opened.enter_context(os.fdopen(read_end, "r", encoding="utf-8"))
+            try:
+                process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "converters.worker", target, str(write_end)],
+                    stdin=subprocess.PIPE,
+                    stdout=log_file,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=(write_end,),
+                    env=environment,
+                    start_new_session=True,  # Ctrl-C is ours to handle; we end it and its children
+                )
+            finally:
+                os.close(write_end)
+            opened.pop_all()
+        return cls(target, log, process, answers, log_file)
 
     def run(self, job: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Hand over the job and give its answers; a worker that dies gives an error as the last."""
@@ -62,36 +72,36 @@ class Worker:
             self.process.stdin.write(json.dumps(job).encode() + b"\n")
             self.process.stdin.flush()
         for line in self.answers:
-            answer = json.loads(line)
+            try:
+                answer = json.loads(line)
+            except json.JSONDecodeError:
+                break  # it died within a line
             yield answer
             if "done" in answer or "error" in answer:
                 return
-        code = self.process.wait()
-        how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
-        yield {
-            "error": f"the {self.target} worker {how} without an answer",
-            "at": "lower",
-            "disk": None,
-        }
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(GRACE_S)
+        self.stop()
+        how = _end(self.process.returncode)
+        yield {"error": f"the {self.target} worker {how} before it was done"}
 
     def stop(self) -> None:
-        """End the process and free its pipes; safe to call at any time, more than once."""
+        """End the process and its children, free its pipes; safe at any time and more than once."""
         if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(GRACE_S)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)  # it has nothing to tidy up
+            self.process.wait()
         if self.process.stdin is not None:
             with contextlib.suppress(OSError):
                 self.process.stdin.close()
         self.answers.close()
         self._log_file.close()
 
-    def log_tail(self, lines: int = 12) -> str:
-        """The end of what the vendor printed."""
-        with contextlib.suppress(OSError):
-            text = self.log.read_text(encoding="utf-8", errors="replace")
-            return "\n".join(text.splitlines()[-lines:])
-        return ""
+
+def _end(code: int) -> str:
+    """'was ended by SIGSEGV' or 'ended with code 3'."""
+    if code >= 0:
+        return f"ended with code {code}"
+    names = {s.value: s.name for s in signal.Signals}
+    why = " (as a system does that runs out of memory)" if -code == signal.SIGKILL else ""
+    return f"was ended by {names.get(-code, f'signal {-code}')}{why}"

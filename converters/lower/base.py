@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -92,16 +92,13 @@ TARGETS: dict[str, Target] = {
 def resolve_targets(names: str | list[str]) -> list[str]:
     """Target names from 'all', 'a,b' or a list, in table order. Raises ConvertError on a typo."""
     asked = [n.strip() for n in (names.split(",") if isinstance(names, str) else names)]
-    if "all" in asked:
-        return list(TARGETS)
-    for name in asked:
-        if name not in TARGETS:
-            close = difflib.get_close_matches(name, TARGETS, n=1, cutoff=0.4)
-            hint = f"; did you mean '{close[0]}'?" if close else ""
+    for name in asked or [""]:
+        if name not in TARGETS and name != "all":
             raise ConvertError(
-                f"unknown target '{name}'{hint} Expected 'all' or some of: {', '.join(TARGETS)}"
+                f"unknown target '{name}'{_near(name, TARGETS)}. Expected 'all' or some of: "
+                f"{', '.join(TARGETS)}"
             )
-    return [n for n in TARGETS if n in asked]
+    return [n for n in TARGETS if n in asked or "all" in asked]
 
 
 def check_precision(target: str, precision: Precision | None) -> Precision:
@@ -110,10 +107,9 @@ def check_precision(target: str, precision: Precision | None) -> Precision:
     if precision is None:
         return row.default_precision
     if precision not in PRECISIONS:
-        close = difflib.get_close_matches(precision, PRECISIONS, n=1, cutoff=0.4)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
         raise ConvertError(
-            f"unknown precision '{precision}'{hint} Expected one of: {', '.join(PRECISIONS)}"
+            f"unknown precision '{precision}'{_near(precision, PRECISIONS)}. Expected one of: "
+            f"{', '.join(PRECISIONS)}"
         )
     if precision not in row.precisions:
         reason = REFUSED.get((target, precision), "no converter here makes it")
@@ -122,6 +118,11 @@ def check_precision(target: str, precision: Precision | None) -> Precision:
             f"{', '.join(row.precisions)}; leave --precision out, or name the targets without it"
         )
     return precision
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 def lower_to(target: str, program: ExportedProgram, job: Job) -> Lowered:

@@ -14,6 +14,21 @@ from converters.reparam.graph import arg, aten, shape_of
 
 SPATIAL = {2, 3}
 
+SPLIT = [("executorch", "split: outside XNNPACK, a copy each")]
+BICUBIC = [("coreml", "upsample_bicubic2d: coremltools 9.0 does not convert it")]
+ALWAYS: dict[object, list[tuple[str, str]]] = {
+    aten.group_norm.default: [
+        ("executorch", "group_norm: outside XNNPACK"),
+        ("coreml", "group_norm: becomes rank-5 ops, slow on the Neural Engine"),
+    ],
+    aten.layer_norm.default: [("executorch", "layer_norm: outside XNNPACK")],
+    aten.split_with_sizes.default: SPLIT,
+    aten.split.Tensor: SPLIT,
+    aten.chunk.default: SPLIT,
+    aten.upsample_bicubic2d.vec: BICUBIC,
+    aten.upsample_bicubic2d.default: BICUBIC,
+}
+
 
 def forecast(module: GraphModule) -> dict[str, dict[str, int]]:
     """Target -> what it will not take whole ('op: why') -> how many such nodes the graph has."""
@@ -29,23 +44,12 @@ def forecast(module: GraphModule) -> dict[str, dict[str, int]]:
 
 
 def _limits(node: Node) -> list[tuple[str, str]]:
-    match node.target:
-        case aten.group_norm.default:
-            return [
-                ("executorch", "group_norm: outside XNNPACK"),
-                ("coreml", "group_norm: becomes rank-5 ops, slow on the Neural Engine"),
-            ]
-        case aten.layer_norm.default:
-            return [("executorch", "layer_norm: outside XNNPACK")]
-        case aten.split_with_sizes.default | aten.split.Tensor | aten.chunk.default:
-            return [("executorch", "split: outside XNNPACK, a copy each")]
-        case aten.matmul.default if len(shape_of(node) or ()) > 3:
-            return [("executorch", "matmul above rank 3: expand copies outside XNNPACK")]
-        case aten.mean.dim:
-            rank = len(shape_of(node.args[0]) or ()) if isinstance(node.args[0], Node) else 0
-            dims = {d % rank for d in arg(node, 1, "dim")} if rank else set()
-            if dims != SPATIAL:
-                return [("executorch", "mean over other dimensions than H, W: outside XNNPACK")]
-        case aten.upsample_bicubic2d.vec | aten.upsample_bicubic2d.default:
-            return [("coreml", "upsample_bicubic2d: coremltools 9.0 does not convert it")]
+    if node.target in ALWAYS:
+        return ALWAYS[node.target]
+    if node.target is aten.matmul.default and len(shape_of(node) or ()) > 3:
+        return [("executorch", "matmul above rank 3: expand copies outside XNNPACK")]
+    if node.target is aten.mean.dim and isinstance(source := node.args[0], Node):
+        rank = len(shape_of(source) or ())
+        if {d % rank for d in arg(node, 1, "dim")} != SPATIAL:
+            return [("executorch", "mean over other dimensions than H, W: outside XNNPACK")]
     return []

@@ -8,6 +8,7 @@ import litert_torch
 from torch import Tensor, nn
 
 from converters.lower.base import TARGETS, Job, Lowered, versions_of
+from converters.lower.rewrites import apply_rewrites
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -28,15 +29,17 @@ class _ChannelsLastInput(nn.Module):
 def lower(program: ExportedProgram, job: Job) -> Lowered:
     """Write a .tflite flatbuffer. fp16: float16 weights, which the engine widens when it loads."""
     example = program.example_inputs[0][0].permute(0, 2, 3, 1).contiguous()
+    module = program.module()
+    rewrites = apply_rewrites("tflite", module)
     # An exported module is in evaluation already and refuses train() and eval().
-    wrapped = _ChannelsLastInput(program.module())
+    wrapped = _ChannelsLastInput(module)
     wrapped.training = False
     edge = litert_torch.convert(wrapped, (example,), strict_export=False)
     flatbuffer: bytes = edge.model_content()
     if job.precision == "fp16":
         flatbuffer = _float16_weights(flatbuffer)
     job.file.write_bytes(flatbuffer)
-    return Lowered(versions_of(TARGETS["tflite"].packages))
+    return Lowered(versions_of(TARGETS["tflite"].packages), rewrites)
 
 
 def _float16_weights(flatbuffer: bytes) -> bytes:

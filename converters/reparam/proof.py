@@ -114,7 +114,7 @@ def _makes_default_float(node: Node) -> bool:
 def count_macs(module: nn.Module, example: Tensor) -> int:
     """Multiply-accumulates of convolutions and matrix products for one run."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module(example)
+        module(example.clone())  # a model may write into its input
     return int(counter.get_total_flops()) // 2
 
 

@@ -14,12 +14,10 @@ from torch.fx import Graph, Node
 aten = torch.ops.aten
 
 # Ops that may hand out their input's memory and whose schema does not say so.
-_UNDECLARED = {
-    operator.getitem,
-    aten.type_as.default,
-    aten.feature_dropout.default,
-    aten.feature_alpha_dropout.default,
-}
+_UNDECLARED = {operator.getitem, aten.type_as.default}
+
+# Tagged as if it did, since training writes into the statistics; its output is always new.
+_NEW = {aten.batch_norm.default}
 
 
 def storages(graph: Graph) -> dict[Node, Node]:
@@ -38,7 +36,7 @@ def shares_with(node: Node) -> Node | None:
     if node.target in _UNDECLARED:
         return node.args[0]
     schema = getattr(node.target, "_schema", None)
-    if schema is None:
+    if schema is None or node.target in _NEW:
         return None
     declared = any(result.alias_info is not None for result in schema.returns)
     maybe = torch.Tag.maybe_aliasing_or_mutating in getattr(node.target, "tags", ())

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import signal
 import sys
+from contextlib import suppress
+from io import TextIOWrapper
+from types import FrameType
 
 from edgevit.cli.app import app
-from edgevit.cli.errors import exit_code_of
+from edgevit.cli.errors import INTERRUPTED, exit_code_of
 
 
 def main() -> None:
@@ -15,10 +19,22 @@ def main() -> None:
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
-    for module in pkgutil.iter_modules(__path__, f"{__name__}."):
-        importlib.import_module(module.name)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an old terminal has no tick; say '?' to it
     try:
+        with suppress(ValueError):  # not the main thread
+            signal.signal(signal.SIGTERM, _terminate)
+        for module in pkgutil.iter_modules(__path__, f"{__name__}."):
+            importlib.import_module(module.name)
         code = app(arguments, prog_name="edgevit", standalone_mode=False)
+        if code == INTERRUPTED:  # typer's word for Ctrl-C
+            raise KeyboardInterrupt
     except BaseException as error:
         code = exit_code_of(error, as_json="--json" in arguments, debug=debug)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """End like Ctrl-C does: with everything tidied up."""
+    sys.exit(128 + number)

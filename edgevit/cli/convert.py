@@ -12,6 +12,8 @@ from edgevit.cli.app import AsJson, app
 if TYPE_CHECKING:
     from runtime.manifest import Manifest
 
+LONGEST_REASON = 300
+
 
 @app.command("convert")
 def convert(
@@ -63,12 +65,12 @@ def convert(
 def _show(manifest: Manifest, out: Path, failed: dict[str, str]) -> None:
     from rich.table import Table
 
-    from edgevit.cli.output import megabytes, stdout, verdict
+    from edgevit.cli.output import megabytes, plain, print_next, stdout, verdict
 
     console = stdout()
     proof = manifest.reparam
     console.print(
-        f"{manifest.model.ref}: folded {sum(proof.rules.values())} times, graph "
+        f"{plain(manifest.model.ref)}: folded {sum(proof.rules.values())} times, graph "
         f"{proof.nodes_before} to {proof.nodes_after} ops, params "
         f"{proof.params_before / 1e6:.2f} to {proof.params_after / 1e6:.2f} M, "
         f"largest difference over the spread {proof.max_rel_float64:.0e} in float64, "
@@ -76,12 +78,16 @@ def _show(manifest: Manifest, out: Path, failed: dict[str, str]) -> None:
     )
     if not manifest.model.trained:
         console.print(
-            f"[yellow]weights are {manifest.model.weights}[/]: fit for latency, not for accuracy; "
-            "--weights FILE loads a checkpoint"
+            f"[yellow]weights are {plain(manifest.model.weights)}[/]: fit for latency, not for "
+            "accuracy; --weights FILE loads a checkpoint"
         )
     table = Table(box=None, pad_edge=False)
     for title in ("target", "file", "size", "precision", "partitions", "seconds", "verified"):
-        table.add_column(title, justify="right" if title in ("size", "seconds") else "left")
+        right = title in ("size", "seconds")
+        table.add_column(
+            title, justify="right" if right else "left", no_wrap=title != "verified",
+            overflow="fold",
+        )  # fmt: skip
     for target, a in manifest.artifacts.items():
         islands = str(a.delegation.partitions) if a.delegation else "–"
         seconds = sum(v for k, v in a.timings_s.items() if k != "import")
@@ -89,16 +95,21 @@ def _show(manifest: Manifest, out: Path, failed: dict[str, str]) -> None:
             target, a.file, megabytes(a.size_bytes), a.precision, islands, f"{seconds:.0f}",
             verdict(a.verification),
         )  # fmt: skip
-    for target, failure in manifest.failures.items():
-        table.add_row(
-            target, "–", "–", "–", "–", "–", f"[red]✗ {failure.stage}: {failure.error[:300]}[/]"
-        )
+    for target in manifest.failures:
+        table.add_row(target, "–", "–", "–", "–", "–", "[red]✗ not converted[/]")
     console.print(table)
     for target, why in failed.items():
         log = manifest.failures[target].log if target in manifest.failures else None
         console.print(
-            f"[red]{target} failed[/]: {why.splitlines()[0][:300]}"
-            + (f" (log: {out / log})" if log else "")
+            f"[red]{target} failed[/]: {plain(_first_line(why))}"
+            + (f" (log: {plain(out / log)})" if log else ""),
+            soft_wrap=True,
         )
-    console.print(f"\nWrote {out} in {manifest.timings_s['total']:.0f} s")
-    console.print(f"Next: edgevit profile {out} -o report.html")
+    console.print(
+        f"\nWrote {out} in {manifest.timings_s['total']:.0f} s", markup=False, soft_wrap=True
+    )
+    print_next(console, "edgevit", "profile", str(out), "-o", "report.html")
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0][:LONGEST_REASON]

@@ -6,8 +6,9 @@ import json
 import sys
 import traceback
 
-import click
+import typer
 
+USAGE = 2
 INTERRUPTED = 130
 OUR_FAULT = 70  # EX_SOFTWARE of sysexits.h
 
@@ -19,7 +20,7 @@ def exit_code_of(error: BaseException, *, as_json: bool, debug: bool) -> int:
     """
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
-    if isinstance(error, click.exceptions.Exit):
+    if isinstance(error, typer.Exit):
         return error.exit_code
     if debug:
         traceback.print_exception(error)
@@ -32,12 +33,10 @@ def exit_code_of(error: BaseException, *, as_json: bool, debug: bool) -> int:
 
 
 def _describe(error: BaseException) -> tuple[str, int]:
-    if isinstance(error, KeyboardInterrupt | click.exceptions.Abort):
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
         return "interrupted; nothing half-written was left behind", INTERRUPTED
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
-        return error.format_message(), 2
-    if isinstance(error, click.ClickException):
-        return f"{error.format_message()} See: edgevit {_verb(error)}--help", error.exit_code
+    if hasattr(error, "format_message"):  # a usage error; typer keeps its classes to itself
+        return f"{error.format_message().rstrip()} See: {_command(error)} --help", USAGE
     code = getattr(error, "exit_code", None)
     if isinstance(code, int):
         return str(error), code
@@ -67,6 +66,7 @@ _EXTRA_OF = {
 }
 
 
-def _verb(error: click.ClickException) -> str:
+def _command(error: BaseException) -> str:
+    """The command that was called wrongly, as far as it was understood: 'edgevit convert'."""
     context = getattr(error, "ctx", None)
-    return f"{context.info_name} " if context is not None and context.parent is not None else ""
+    return str(context.command_path) if context is not None else "edgevit"

@@ -33,11 +33,11 @@ def inspect(
 def _show(found: Inspection) -> None:
     from rich.table import Table
 
-    from edgevit.cli.output import stdout
+    from edgevit.cli.output import plain, print_next, stdout
 
     console, proof = stdout(), found.proof
     console.print(
-        f"{found.ref}: input {list(found.input_shape)}, {found.classes} classes, "
+        f"{plain(found.ref)}: input {plain(list(found.input_shape))}, {found.classes} classes, "
         f"{proof.params_before / 1e6:.2f} M params, {proof.macs_before / 1e9:.3f} G MACs\n"
     )
     layers = Table(box=None, pad_edge=False)
@@ -47,7 +47,10 @@ def _show(found: Inspection) -> None:
     layers.add_column("MACs M", justify="right")
     for layer in found.layers:
         layers.add_row(
-            layer.name, layer.kind, f"{layer.params / 1e6:.3f}", f"{layer.macs / 1e6:.1f}"
+            plain(layer.name),
+            plain(layer.kind),
+            f"{layer.params / 1e6:.3f}",
+            f"{layer.macs / 1e6:.1f}",
         )
     console.print(layers)
     console.print(
@@ -56,14 +59,15 @@ def _show(found: Inspection) -> None:
         f"over the spread {proof.max_rel_float64:.0e} (float64)"
     )
     for rule, count in proof.rules.items():
-        console.print(f"  {count:>4} x {rule}")
+        console.print(f"  {count:>4} x {plain(rule)}")
     console.print("\nOps before and after folding:")
     for op, count in found.ops_before.items():
-        console.print(f"  {op:<24}{count:>5} {found.ops_after.get(op, 0):>5}")
+        console.print(f"  {plain(op):<24}{count:>5} {found.ops_after.get(op, 0):>5}")
     console.print("\nWhat the engines will not take whole (a forecast; `convert` measures):")
     for target, limits in found.limits.items():
         for why, count in limits.items():
-            console.print(f"  {target:<11}{count:>4} x {why}")
+            console.print(f"  {target:<11}{count:>4} x {plain(why)}")
         if not limits:
             console.print(f"  {target:<11}nothing known")
-    console.print(f"\nNext: edgevit convert {found.ref} --to all -o out")
+    console.print()
+    print_next(console, "edgevit", "convert", found.ref, "--to", "all", "-o", "out")

@@ -16,15 +16,15 @@ def models(
     as_json: AsJson = False,
 ) -> None:
     """List the zoo: params, MACs, input, published accuracy and latency."""
-    from edgevit.cli.output import print_json, stdout
+    from edgevit.cli.output import print_json, print_next, stdout
     from edgevit.models import ModelError, list_models, model_config
     from edgevit.models.registry import nearest_names
 
     configs = [model_config(name) for name in list_models(pattern)]
     if not configs:
         near = nearest_names(pattern, list_models())
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise ModelError(f"no model matches '{pattern}'{hint} `edgevit models` lists all")
+        hint = f"did you mean {', '.join(near)}? " if near else ""
+        raise ModelError(f"no model matches '{pattern}'; {hint}`edgevit models` lists all")
     if as_json:
         print_json({"models": [asdict(c) for c in configs]})
         return
@@ -43,7 +43,5 @@ def models(
         )
     console = stdout()
     console.print(table)
-    console.print(
-        "\nSources: `edgevit models --json`. "
-        f"Next: edgevit convert {configs[0].name} --to all -o out"
-    )
+    console.print("\nSources: `edgevit models --json`.")
+    print_next(console, "edgevit", "convert", configs[0].name, "--to", "all", "-o", "out")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +14,16 @@ if TYPE_CHECKING:
     from runtime.manifest import Verification
 
 
+PIPE_WIDTH = 120
+"""Columns where the output is no terminal and COLUMNS does not say."""
+
+
 def stdout() -> Console:
     """Results for a person."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=False)
+    free = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(highlight=False, width=PIPE_WIDTH if free else None)
 
 
 def stderr() -> Console:
@@ -36,11 +43,23 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB"
 
 
+def plain(text: object) -> str:
+    """Text from elsewhere (errors, names, paths), whose brackets are no markup."""
+    from rich.markup import escape
+
+    return escape(str(text))
+
+
+def print_next(console: Console, *command: str) -> None:
+    """The command that comes next, in one line that a shell takes as it is."""
+    console.print(f"Next: {shlex.join(command)}", markup=False, soft_wrap=True)
+
+
 def verdict(check: Verification) -> str:
-    """One cell that says how an artefact stands; only a passed check gets a tick."""
+    """One cell of markup that says how an artefact stands; only a passed check gets a tick."""
     if check.status == "passed":
         return f"[green]✓[/] error/spread {check.error_over_spread:.1e}"
     if check.status == "not_executed":
-        return f"[yellow]–[/] {check.reason}"
+        return f"[yellow]–[/] {plain(check.reason)}"
     where = f"; first at {check.first_divergence}" if check.first_divergence else ""
-    return f"[red]✗ {check.reason}{where}[/]"
+    return f"[red]✗ {plain(f'{check.reason}{where}')}[/]"

@@ -25,18 +25,18 @@ def profile(
     as_json: AsJson = False,
 ) -> None:
     """Profile artefacts on this machine: latency, load, first run, memory, delegation."""
-    from edgevit.cli.output import print_json, stderr, stdout
+    from edgevit.cli.output import print_json, print_next, stderr, stdout
     from edgevit.cli.report import report_files, write_report
     from runtime.profile_items import items_from
     from runtime.profiler import profile as measure
 
     files = report_files(out)
     items = items_from(paths)
-    console = stderr()
-    if console.is_terminal:
+    watched = stderr()
+    if watched.is_terminal:
         from rich.progress import Progress
 
-        with Progress(console=console, transient=True) as bar:
+        with Progress(console=watched, transient=True) as bar:
             task = bar.add_task("profile", total=1.0)
             record = measure(
                 items, threads, runs, per_op=per_op,
@@ -51,10 +51,13 @@ def profile(
     else:
         from edgevit.reports import print_table
 
-        print_table([record], stdout())
+        console = stdout()
+        print_table([record], console)
+        console.print()
         if files is not None:
-            stdout().print(f"\nReport: {files.html} (numbers: {files.json}, {files.csv})")
+            told = f"Report: {files.html} (numbers: {files.json}, {files.csv})"
+            console.print(told, markup=False, soft_wrap=True)
         else:
-            stdout().print(f"\nNext: edgevit profile {paths[0]} -o report.html")
+            print_next(console, "edgevit", "profile", *map(str, paths), "-o", "report.html")
     if not record.measurements:
         raise typer.Exit(1)

@@ -40,8 +40,9 @@ def report(
         found = [{"level": f.level, "text": f.text} for f in findings(records)]
         print_json({"report": str(files.html), "runs": len(records), "findings": found})
     else:
-        print_table(records, stdout())
-        stdout().print(f"\nReport: {files.html}")
+        console = stdout()
+        print_table(records, console)
+        console.print(f"\nReport: {files.html}", markup=False, soft_wrap=True)
 
 
 def report_files(out: Path | None) -> ReportFiles | None:
@@ -54,6 +55,8 @@ def report_files(out: Path | None) -> ReportFiles | None:
         raise RuntimeFault(f"-o expects a page name ending in .html, got '{out.name}'")
     if not out.absolute().parent.is_dir():
         raise RuntimeFault(f"the folder of the report does not exist: {out.absolute().parent}")
+    if out.is_dir():
+        raise RuntimeFault(f"-o expects a page to write, {out} is a folder")
     return ReportFiles(out, out.with_suffix(".json"), out.with_suffix(".csv"))
 
 

@@ -17,7 +17,7 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Check a bundle's bytes and run its artefacts against reference.npz; needs no torch."""
-    from edgevit.cli.output import print_json, stdout, verdict
+    from edgevit.cli.output import plain, print_json, print_next, stdout, verdict
     from runtime.check import verify_bundle
 
     checks = verify_bundle(bundle, threads=threads)
@@ -33,8 +33,9 @@ def verify(
     else:
         console = stdout()
         for target, check in checks:
-            console.print(f"{target:<11}{verdict(check)} [dim]({check.prover})[/]")
+            console.print(f"{target:<11}{verdict(check)} [dim]({plain(check.prover)})[/]")
         if not failed:
-            console.print(f"\nNext: edgevit profile {bundle} -o report.html")
+            console.print()
+            print_next(console, "edgevit", "profile", str(bundle), "-o", "report.html")
     if failed:
         raise typer.Exit(1)
