@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,7 +89,7 @@ def staging(out: Path, force: bool) -> Iterator[Path]:
             yield folder
             check_goal(out, force)  # another conversion may have ended first
             with writing(f"the bundle {out}"), uninterrupted():
-                _flush(folder)
+                _finish(folder)
                 _swap(folder, out)
         finally:
             if lock is not None:
@@ -187,12 +188,19 @@ def _clear_leftovers(out: Path) -> None:
                 os.close(lock)
 
 
-def _flush(folder: Path) -> None:
-    """Bytes to the disk before the name: a power cut must not leave an empty file behind a name."""
+def _finish(folder: Path) -> None:
+    """Equal permissions, since vendors give some files to their owner alone, and bytes to the disk.
+
+    They go there before the name does: a power cut must not leave an empty file behind a name.
+    """
+    mode = stat.S_IMODE(folder.stat().st_mode)  # a new folder's, so the umask is in it
     for path in folder.rglob("*"):
-        if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+        if not path.is_file():
+            path.chmod(mode)
+            continue
+        path.chmod(mode & 0o666)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

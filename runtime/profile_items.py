@@ -12,7 +12,6 @@ from runtime.errors import RuntimeFault
 from runtime.manifest import Artifact
 from runtime.sessions.base import engine_for
 
-
 _UNTRAINED = "the weights are random, so only the latency means anything, not the classes"
 
 

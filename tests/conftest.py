@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from cli_tools import CLASSES, TINY, Answer, edgevit, write_model
+
+# On a busy machine the threads of a small operator mostly wait for each other.
+torch.set_num_threads(1)
 
 # What torchvision looks up while it is imported.
 TORCHVISION_SCHEMAS = (
@@ -42,3 +48,29 @@ def _torchvision_operators_load() -> bool:
     except OSError:
         return False
     return hasattr(torch.ops.torchvision, "nms")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """One run of `edgevit convert --to all --json` on the tiny model, in its folder `home`."""
+
+    home: Path
+    bundle: Path
+    answer: Answer
+
+
+@pytest.fixture(scope="session")
+def conversion(tmp_path_factory: pytest.TempPathFactory) -> Conversion:
+    """The tiny model converted to every target by the real command line; not to be changed."""
+    home = write_model(tmp_path_factory.mktemp("conversion"))
+    (home / "names.txt").write_text("\n".join(f"class {i}" for i in range(CLASSES)))
+    words = ["--to", "all", "-o", "made/out", "--labels", "names.txt", "--json"]
+    answer = edgevit("convert", TINY, *words, cwd=home)
+    assert answer.code == 0, answer.err
+    return Conversion(home, home / "made" / "out", answer)
+
+
+@pytest.fixture
+def bundle(conversion: Conversion, tmp_path: Path) -> Path:
+    """A copy of the tiny bundle that a test may spoil."""
+    return Path(shutil.copytree(conversion.bundle, tmp_path / "bundle"))

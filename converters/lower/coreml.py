@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from converters.lower.absent import absent
 from converters.lower.base import TARGETS, Job, Lowered, versions_of
@@ -33,7 +34,7 @@ def lower(program: ExportedProgram, job: Job) -> Lowered:
         color_layout=ct.colorlayout.RGB,
     )
     model = ct.convert(
-        program.run_decompositions({}),
+        _for_float_pixels(program).run_decompositions({}),
         inputs=[image],
         outputs=[ct.TensorType(name="logits", dtype=np.float32)],
         convert_to="mlprogram",
@@ -46,3 +47,16 @@ def lower(program: ExportedProgram, job: Job) -> Lowered:
         model.user_defined_metadata[key] = value
     model.save(str(job.file))
     return Lowered(versions_of(TARGETS["coreml"].packages))
+
+
+def _for_float_pixels(program: ExportedProgram) -> ExportedProgram:
+    """The program for pixels that come as floats, as Core ML hands them over; it has no uint8."""
+    (example,) = program.example_inputs[0]
+    if example.is_floating_point():
+        return program
+    module = program.module(check_guards=False)
+    for node in list(module.graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            module.graph.erase_node(node)  # it insists on uint8; the cast itself becomes a no-op
+    module.recompile()
+    return torch.export.export(module, (example.float(),))

@@ -33,6 +33,8 @@ def make_functional(graph: FoldGraph) -> int:
 def _functional_form(node: Node) -> Any:
     """relu for relu_, add.Tensor for add_.Tensor; None where there is none or it is random."""
     target: Any = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return None
     name = target._schema.name.removeprefix("aten::")
     packet = getattr(aten, name.removesuffix("_"), None)
     if not name.endswith("_") or packet is None or writes(node) != [node.args[0]]:

@@ -89,16 +89,18 @@ def cast_graph(module: GraphModule, dtype: torch.dtype) -> GraphModule:
         return dtype if isinstance(value, torch.dtype) and value in floats else value
 
     module.to(dtype)
-    for node in module.graph.nodes:
-        if node.op == "call_function":
-            node.args = tuple(swap(a) for a in node.args)
-            node.kwargs = {k: swap(v) for k, v in node.kwargs.items()}
-            if _makes_default_float(node):
-                node.kwargs = {**node.kwargs, "dtype": dtype}
-    for node in module.graph.nodes:
-        if isinstance(node.meta.get("val"), Tensor):
-            node.meta["val"] = _cast_float(node.meta["val"], dtype)
-    module.recompile()
+    for part in module.modules():  # an autocast block or a branch is a graph inside the graph
+        if not isinstance(part, GraphModule):
+            continue
+        for node in part.graph.nodes:
+            if node.op == "call_function":
+                node.args = tuple(swap(a) for a in node.args)
+                node.kwargs = {k: swap(v) for k, v in node.kwargs.items()}
+                if _makes_default_float(node):
+                    node.kwargs = {**node.kwargs, "dtype": dtype}
+            if isinstance(node.meta.get("val"), Tensor):
+                node.meta["val"] = _cast_float(node.meta["val"], dtype)
+        part.recompile()
     return module
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import operator
 
 import torch
-from torch.fx import Graph, Node
+from torch._ops import HigherOrderOperator
+from torch.fx import Graph, GraphModule, Node
 
 aten = torch.ops.aten
 
@@ -45,6 +46,8 @@ def shares_with(node: Node) -> Node | None:
 
 def writes(node: Node) -> list[Node]:
     """The arguments that the node writes into."""
+    if isinstance(node.target, HigherOrderOperator):
+        return _writes_inside(node)
     schema = getattr(node.target, "_schema", None)
     if node.op != "call_function" or schema is None or not schema.is_mutable:
         return []
@@ -54,6 +57,16 @@ def writes(node: Node) -> list[Node]:
         if argument.is_write
     ]
     return [value for value in written if isinstance(value, Node)]
+
+
+def _writes_inside(node: Node) -> list[Node]:
+    """All tensors given to an autocast block or a branch that has an in-place op in it."""
+    owner = node.graph.owning_module
+    parts = {n: getattr(owner, str(n.target)) for n in node.all_input_nodes if n.op == "get_attr"}
+    graphs = [part.graph for part in parts.values() if isinstance(part, GraphModule)]
+    if not any(writes(inner) for graph in graphs for inner in graph.nodes):
+        return []
+    return [n for n in node.all_input_nodes if not isinstance(parts.get(n), GraphModule)]
 
 
 def written_values(graph: Graph) -> set[Node]:

@@ -10,6 +10,7 @@ app = typer.Typer(
     name="edgevit",
     help="Convert vision transformers to Core ML, TFLite, ExecuTorch and ONNX, prove every "
     "artefact against torch, and profile it.",
+    epilog="Every verb takes --json, and --debug for the traceback behind an error.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -36,4 +37,4 @@ def edgevit(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
-    """Every verb takes --json, and --debug for the traceback behind an error."""
+    """Options that come before the verb; `help` above is what a person reads."""

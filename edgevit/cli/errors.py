@@ -36,7 +36,9 @@ def _describe(error: BaseException) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return "interrupted; nothing half-written was left behind", INTERRUPTED
     if hasattr(error, "format_message"):  # a usage error; typer keeps its classes to itself
-        return f"{error.format_message().rstrip()} See: {_command(error)} --help", USAGE
+        message = str(error.format_message()).rstrip()
+        stop = "" if message.endswith((".", "?", "!")) else "."
+        return f"{message}{stop} See: {_command(error)} --help", USAGE
     code = getattr(error, "exit_code", None)
     if isinstance(code, int):
         return str(error), code

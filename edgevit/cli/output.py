@@ -36,6 +36,7 @@ def stderr() -> Console:
 def print_json(value: dict[str, Any]) -> None:
     """The one object of --json."""
     sys.stdout.write(json.dumps(value, indent=1) + "\n")
+    sys.stdout.flush()  # here, where a reader that has gone is no fault yet
 
 
 def megabytes(size: int) -> str:

@@ -22,6 +22,7 @@ def verify(
 
     checks = verify_bundle(bundle, threads=threads)
     failed = [target for target, check in checks if check.status == "failed"]
+    passed = [target for target, check in checks if check.status == "passed"]
     if as_json:
         print_json(
             {
@@ -34,8 +35,10 @@ def verify(
         console = stdout()
         for target, check in checks:
             console.print(f"{target:<11}{verdict(check)} [dim]({plain(check.prover)})[/]")
-        if not failed:
-            console.print()
+        console.print()
+        if not failed and passed:
             print_next(console, "edgevit", "profile", str(bundle), "-o", "report.html")
-    if failed:
+        elif not passed:
+            console.print("Nothing was verified: no artefact ran here and passed")
+    if failed or not passed:
         raise typer.Exit(1)

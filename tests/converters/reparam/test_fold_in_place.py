@@ -141,6 +141,21 @@ def test_a_scale_read_after_its_input_was_written_into() -> None:
     assert folded.error <= EXACT
 
 
+def test_a_write_inside_an_autocast_block() -> None:
+    """torch.export makes a graph of its own of the block; the write is in there."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = x.tanh()
+        y = m.conv(x)
+        with torch.autocast("cpu", enabled=False):
+            z = x.view(1, 4, 36).relu_().mean(2)
+        return (x + y).flatten(2) * z[..., None].sigmoid()
+
+    folded = fold(Lambda(forward, conv=dw()), (4, 6, 6))
+    assert folded.times(RESIDUAL) == 0
+    assert folded.error <= EXACT
+
+
 def test_a_view_of_the_old_value_read_later_sees_the_write() -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         y = m.conv(x)

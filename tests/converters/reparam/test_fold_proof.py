@@ -183,6 +183,19 @@ def test_float32_tensors_made_inside_follow_the_float64_run() -> None:
     assert proof.max_rel_float64 <= 1e-10
 
 
+def test_a_graph_inside_the_graph_is_cast_as_well() -> None:
+    """torch.export keeps an autocast block as a graph of its own, with checks of its types."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            y = m.norm(x.float())
+        return m.fc(y)
+
+    model = randomise(Lambda(forward, norm=nn.LayerNorm(6), fc=nn.Linear(6, 4)).eval(), 0)
+    proof = reparameterize(export(model, 6), inputs(3, 6)).proof
+    assert proof.max_rel_float64 <= 1e-10
+
+
 @torch.no_grad()
 def test_cast_there_and_back() -> None:
     model = Lambda(lambda m, x: F.linear(x, m.w) + torch.ones(4), w=numbers(4, 6)).eval()

@@ -116,11 +116,12 @@ class Net(nn.Module):
         self.head, self.head_dist = nn.Linear(CHANNELS, 3), nn.Linear(CHANNELS, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        # The map itself is an output too: nothing may be lost in the mean.
+        # The map is an output too, so nothing is lost in the mean; and so is x, so that there is a
+        # spread to measure by where a chain of scales leaves little.
         y = self.steps(x.tanh())
         pooled = self.norm(y).mean((2, 3))
         logits = (self.head(pooled) + self.head_dist(pooled)) / 2
-        return torch.cat([logits, y.flatten(1)], 1)
+        return torch.cat([logits, y.flatten(1), x.flatten(1)], 1)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

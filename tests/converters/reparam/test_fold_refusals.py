@@ -126,6 +126,24 @@ def test_norm_behind_a_mean_over_its_channels() -> None:
     assert_stays(fold(model, (4, 4, 4)), "batch_norm", 1, BN_NEXT)
 
 
+def test_norm_behind_a_mean_that_leaves_another_dimension_in_its_place() -> None:
+    """After a mean over channels and rows, dimension 1 is the width."""
+    model = Lambda(
+        lambda m, x: m.fc(m.norm(x).mean((1, 2))), norm=nn.BatchNorm2d(4), fc=nn.Linear(4, 3)
+    )
+    assert_stays(fold(model, (4, 4, 4)), "batch_norm", 1, BN_NEXT)
+
+
+def test_norm_behind_a_transpose() -> None:
+    """The convolution contracts what the norm left alone; the sizes are equal."""
+    model = Lambda(
+        lambda m, x: m.conv(m.norm(x).transpose(1, 2)),
+        norm=nn.BatchNorm1d(4),
+        conv=nn.Conv1d(4, 3, 1),
+    )
+    assert_stays(fold(model, (4, 4)), "batch_norm", 1, BN_NEXT)
+
+
 def test_norm_behind_a_flatten_that_mixes_channels_and_places() -> None:
     model = nn.Sequential(nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 9, 3))
     assert_stays(fold(model, (4, 3, 3)), "batch_norm", 1, BN_NEXT)
@@ -310,9 +328,9 @@ NO_IDENTITY = {
     "channels, broadcast": (nn.Conv2d(4, 1, 1), (4, 5, 5)),
     "channels of the input broadcast": (nn.Conv2d(1, 4, 3, padding=1), (1, 5, 5)),
     "reflected": (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), (4, 5, 5)),
-    "too much padding, dilated less": (
-        nn.Sequential(nn.Conv2d(4, 4, 3, padding=2, groups=4), nn.AvgPool2d(3, 1)),
-        (4, 5, 5),
+    "padded less than dilated, broadcast": (
+        nn.Conv2d(4, 4, 3, padding=1, dilation=2, groups=4),
+        (4, 3, 3),
     ),
 }
 
@@ -353,10 +371,11 @@ def test_residual_from_another_value() -> None:
     assert_stays(fold(model, (4, 5, 5)), "add", 1, RESIDUAL)
 
 
+# On 3x3 maps, where an output of 1x1 is added to one of 3x3 by broadcasting.
 UNLIKE = {
-    "stride": (nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Conv2d(3, 4, 3)),
-    "padding": (nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 3, padding=(1, 0))),
-    "dilation": (nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3, dilation=2, padding=1)),
+    "stride": (nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1, stride=3)),
+    "padding": (nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 3)),
+    "dilation": (nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 3, padding=1, dilation=2)),
     "kernel": (nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1)),
     "groups": (nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1, groups=2)),
 }
@@ -365,13 +384,8 @@ UNLIKE = {
 @pytest.mark.parametrize("form", UNLIKE)
 def test_branches_of_different_geometry(form: str) -> None:
     one, two = UNLIKE[form]
-
-    def forward(m: nn.Module, x: Tensor) -> Tensor:
-        y, z = m.one(x), m.two(x)
-        # 4 or 1: so that every pair of sizes adds up, if only by broadcasting.
-        return y.mean((2, 3)) + z.mean((2, 3)) if y.shape != z.shape else y + z
-
-    folded = fold(Lambda(forward, one=one, two=two), (one.in_channels, 6, 6))
+    model = Lambda(lambda m, x: m.one(x) + m.two(x), one=one, two=two)
+    folded = fold(model, (one.in_channels, 3, 3))
     assert_stays(folded, "conv2d", 2, PARALLEL)
 
 
