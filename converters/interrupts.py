@@ -7,12 +7,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-HELD_BACK = (signal.SIGINT, signal.SIGTERM)
+HELD_BACK = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ignore Ctrl-C and SIGTERM inside the block, which should be short.
+    """Ignore Ctrl-C, SIGTERM and a closed terminal inside the block, which should be short.
 
     Only the main thread takes signals, so in any other the block is just run.
     """

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TINY = "tinynet:net"
 CLASSES = 10
 SIZE = 32
+LIMIT_S = 300
 TARGETS = ["coreml", "tflite", "executorch", "onnx"]
 FILES = {
     "coreml": "model.mlpackage",
@@ -127,16 +128,23 @@ def start(*words: object, cwd: Path, env: dict[str, str] | None = None, **more: 
     )
 
 
-def finish(process: Any, timeout: float = 300) -> Answer:
-    """Wait for a started process. A traceback is never an answer."""
-    out, err = process.communicate(timeout=timeout)
+def finish(process: Any, timeout: float = LIMIT_S) -> Answer:
+    """Wait for a started process. A traceback is never an answer, nor is a process that hangs."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # it ends its workers
+        process.communicate()
+        raise
     assert "Traceback" not in out + err, out + err
     return Answer(process.returncode, out, err)
 
 
-def edgevit(*words: object, cwd: Path, env: dict[str, str] | None = None, **more: Any) -> Answer:
+def edgevit(
+    *words: object, cwd: Path, env: dict[str, str] | None = None, timeout: float = LIMIT_S
+) -> Answer:
     """Run `python -m edgevit` to its end."""
-    return finish(start(*words, cwd=cwd, env=env, **more))
+    return finish(start(*words, cwd=cwd, env=env), timeout)
 
 
 def hide(folder: Path, *packages: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,5 +29,6 @@ class _HalfInside(nn.Module):
 
 def half_inside(program: ExportedProgram) -> ExportedProgram:
     """Cast a float32 (or uint8) in, float32 out program to float16 between its ends."""
-    module: GraphModule = program.module(check_guards=False)
+    # A copy: the module shares its weights with the program, which others read after us.
+    module: GraphModule = copy.deepcopy(program.module(check_guards=False))
     return torch.export.export(_HalfInside(module), tuple(program.example_inputs[0]))

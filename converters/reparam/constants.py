@@ -13,20 +13,10 @@ from torch import Tensor
 from torch.fx import Node
 
 from converters.reparam.engine import rule
-from converters.reparam.graph import FoldGraph, aten, module_path
+from converters.reparam.graph import FoldGraph, module_path
 
 # A constant may not grow past this when it is computed ahead (an expand would copy it for nothing).
 MAX_GROWTH_BYTES = 16 * 2**20
-
-# What memory happens to hold is no value.
-_UNDEFINED = {
-    aten.empty.memory_format,
-    aten.empty_like.default,
-    aten.empty_permuted.default,
-    aten.empty_strided.default,
-    aten.new_empty.default,
-    aten.new_empty_strided.default,
-}
 
 
 @rule("fold constants")
@@ -39,7 +29,7 @@ def fold_constants(graph: FoldGraph) -> int:
         if any(graph.const(source) is None for source in node.all_input_nodes):
             continue
         schema = getattr(node.target, "_schema", None)
-        if schema is None or schema.is_mutable or node.target in _UNDEFINED:
+        if schema is None or schema.is_mutable:
             continue
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             continue

@@ -62,7 +62,8 @@ def writes(node: Node) -> list[Node]:
 def _writes_inside(node: Node) -> list[Node]:
     """All tensors given to an autocast block or a branch that has an in-place op in it."""
     owner = node.graph.owning_module
-    parts = {n: getattr(owner, str(n.target)) for n in node.all_input_nodes if n.op == "get_attr"}
+    given = [n for n in node.all_input_nodes if n.op == "get_attr"]
+    parts = {n: operator.attrgetter(str(n.target))(owner) for n in given}
     graphs = [part.graph for part in parts.values() if isinstance(part, GraphModule)]
     if not any(writes(inner) for graph in graphs for inner in graph.nodes):
         return []

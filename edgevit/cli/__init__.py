@@ -6,12 +6,14 @@ import importlib
 import pkgutil
 import signal
 import sys
-from contextlib import suppress
 from io import TextIOWrapper
 from types import FrameType
 
 from edgevit.cli.app import app
 from edgevit.cli.errors import INTERRUPTED, exit_code_of
+
+# By number, since not every system knows SIGHUP (the terminal was closed).
+ENDINGS = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
 
 
 def main() -> None:
@@ -23,8 +25,9 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # an old terminal has no tick; say '?' to it
     try:
-        with suppress(ValueError):  # not the main thread
-            signal.signal(signal.SIGTERM, _terminate)
+        for number in ENDINGS & signal.valid_signals():
+            if signal.getsignal(number) is signal.SIG_DFL:  # else nohup has chosen already
+                signal.signal(number, _terminate)
         for module in pkgutil.iter_modules(__path__, f"{__name__}."):
             importlib.import_module(module.name)
         code = app(arguments, prog_name="edgevit", standalone_mode=False)

@@ -40,6 +40,8 @@ def cli(
         assert isinstance(ended.value.code, int)
         return Answer(ended.value.code, out, err)
 
-    before = signal.getsignal(signal.SIGTERM)
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
     yield call
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)

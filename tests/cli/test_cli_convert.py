@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import stat
+from pathlib import Path
 
-from cli_tools import FILES, TARGETS, TINY, temporary_folders
+from cli_tools import FILES, TARGETS, temporary_folders
 
+from edgevit.cli.convert import _show as show
+from runtime.bundle import read_bundle
 from runtime.manifest import Manifest
 
 
@@ -52,37 +55,39 @@ def test_permissions_are_those_of_any_new_folder(conversion):
         assert stat.S_IMODE(path.stat().st_mode) == plain & ~umask, path
 
 
-def test_a_person_reads_words_and_force_replaces(cli, home):
-    old = home / "a bundle"
+def test_a_person_reads_words_and_core_ml_gets_no_tick(conversion, capsys):
+    """The table of the same conversion without --json."""
+    show(read_bundle(conversion.bundle).manifest, Path("a [bundle]"), failed={})
+    out = capsys.readouterr().out
+    rows = {line.split()[0]: line for line in out.splitlines() if line.strip()}
+    for target in ("tflite", "executorch", "onnx"):
+        assert "✓ error/spread" in rows[target] and FILES[target] in rows[target]
+    assert "converted, not executed: Core ML runs on macOS" in rows["coreml"]
+    assert "model.mlpackage" in rows["coreml"] and "✓" not in rows["coreml"]
+    assert "Wrote a [bundle] in " in out
+    assert "Next: edgevit profile 'a [bundle]' -o report.html" in out
+
+
+def test_a_target_that_cannot_lower_fails_alone_and_force_replaces(cli, home):
+    old = home / "out"
     old.mkdir()
     (old / "manifest.json").write_text(json.dumps({"edgevit_version": "0.0"}))
     (old / "model.tflite").write_text("of the old bundle")
-    answer = cli("convert", TINY, "--to", "coreml", "-o", "a bundle", "--force")
-    assert answer.code == 0, answer.err
-    assert answer.err == "" and "chatter" not in answer.out
-    (row,) = [line for line in answer.out.splitlines() if line.startswith("coreml")]
-    assert "model.mlpackage" in row and "converted, not executed: Core ML runs on macOS" in row
-    assert "✓" not in answer.out
-    assert "Next: edgevit profile 'a bundle' -o report.html" in answer.out
-    assert not (old / "model.tflite").exists() and (old / "model.mlpackage").exists()
-    assert temporary_folders(home) == []
-
-
-def test_a_target_that_cannot_lower_fails_alone(cli, home):
-    answer = cli("convert", "tinynet:bicubic", "--to", "coreml,onnx", "-o", "out")
-    assert answer.code == 1
+    words = ["--to", "coreml,onnx", "-o", "out", "--force"]
+    answer = cli("convert", "tinynet:bicubic", *words)
+    assert answer.code == 1 and answer.err == "" and "chatter" not in answer.out
     rows = {line.split()[0]: line for line in answer.out.splitlines() if line.strip()}
     assert "✓ error/spread" in rows["onnx"] and "model.onnx" in rows["onnx"]
     assert "coreml failed: lower: " in answer.out and "upsample_bicubic2d" in answer.out
-    log = home / "out" / "logs" / "coreml.log"
     assert "(log: out/logs/coreml.log)" in answer.out
-    assert "upsample_bicubic2d" in log.read_text()
-    manifest = Manifest.model_validate_json((home / "out" / "manifest.json").read_text())
+    assert "upsample_bicubic2d" in (old / "logs" / "coreml.log").read_text()
+    manifest = read_bundle(old).manifest
     assert manifest.failures.keys() == {"coreml"} and manifest.artifacts.keys() == {"onnx"}
     failure = manifest.failures["coreml"]
     assert (failure.stage, failure.log) == ("lower", "logs/coreml.log")
     assert manifest.artifacts["onnx"].verification.status == "passed"
-    assert not (home / "out" / "model.mlpackage").exists()
+    assert not (old / "model.mlpackage").exists() and not (old / "model.tflite").exists()
+    assert temporary_folders(home) == []
 
 
 def test_no_target_at_all_is_a_failed_check_with_the_reasons(cli, home):

@@ -42,7 +42,7 @@ def test_full_before_the_workers(cli, disk):
     assert list(disk.iterdir()) == []
 
 
-@pytest.mark.parametrize("target", ["onnx", "coreml"])
+@pytest.mark.parametrize("target", ["onnx", pytest.param("coreml", marks=pytest.mark.slow)])
 def test_full_in_a_worker(cli, disk, target):
     """Python's writer says so itself; Core ML's is C++ and says something else."""
     answer = cli("convert", "tinynet:wide", "--to", target, "-o", disk / "out", "--json")

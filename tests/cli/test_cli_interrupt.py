@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM in the middle of a conversion: a word, no folder, no process left."""
+"""Ctrl-C and other ends in the middle of a conversion: a word, no folder, no process left."""
 
 from __future__ import annotations
 
@@ -72,12 +72,14 @@ def test_ctrl_c(running, tmp_path, stage):
     assert list((tmp_path / "tmp").glob("edgevit-*")) == []
 
 
-def test_sigterm_tidies_up_too(running, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_being_ended_tidies_up_too(running, tmp_path, number):
+    """By the system's kill, or by closing the terminal."""
     wait_for(lambda: len(workers_of(running)) == 1, running)
     workers = workers_of(running)
-    running.send_signal(signal.SIGTERM)
+    running.send_signal(number)
     answer = finish(running, timeout=30)
     assert alive(workers) == []
-    assert answer.code == 128 + signal.SIGTERM
+    assert answer.code == 128 + number
     assert not (tmp_path / "home" / "new").exists()
     assert list((tmp_path / "tmp").glob("edgevit-*")) == []

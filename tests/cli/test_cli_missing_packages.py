@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 
 import pytest
 from cli_tools import TINY, edgevit, hide, write_model
@@ -50,20 +49,20 @@ def test_a_device_without_torch_verifies_and_profiles(tmp_path, bundle):
     assert {t for t, c in checks.items() if c["status"] == "passed"} == {"tflite", "onnx"}
     assert checks["executorch"]["status"] == "not_executed"
     assert "pip install 'edgevit[executorch]'" in checks["executorch"]["reason"]
-    shutil.rmtree(bundle / "model.mlpackage")
+    files = [bundle / "model.tflite", bundle / "model.pte"]
     words = ["--runs", 5, "-o", "page.html", "--json"]
-    answer = edgevit("profile", bundle, *words, cwd=tmp_path, env=env)
+    answer = edgevit("profile", *files, *words, cwd=tmp_path, env=env)
     assert answer.code == 0 and answer.err == ""
     found = answer.json()
-    assert [m["target"] for m in found["measurements"]] == ["onnx", "tflite"]
-    reasons = {n["target"]: n["reason"] for n in found["not_measured"]}
-    assert "pip install 'edgevit[executorch]'" in reasons["executorch"]
-    assert reasons["coreml"].startswith("no such artefact: ")
+    assert [m["target"] for m in found["measurements"]] == ["tflite"]
+    (absent,) = found["not_measured"]
+    assert "pip install 'edgevit[executorch]'" in absent["reason"]
 
 
-def test_no_engine_at_all_is_no_tick(tmp_path, bundle):
+def test_where_no_engine_is_installed_nothing_is_verified(tmp_path, bundle):
     hidden = hide(tmp_path / "site", *CONVERTERS, "onnxruntime", "ai_edge_litert")
     answer = edgevit("verify", bundle, cwd=tmp_path, env=hidden)
-    assert answer.code == 0 and "✓" not in answer.out
+    assert answer.code == 1 and "✓" not in answer.out
+    assert "Nothing was verified: no artefact ran here and passed" in answer.out
     assert "pip install 'edgevit[litert]'" in answer.out
     assert "pip install 'edgevit[onnx]'" in answer.out

@@ -86,14 +86,17 @@ def fold(model: nn.Module, shape: tuple[int, ...], seed: int = 0) -> Folded:
 
 
 @torch.no_grad()
-def fold_as_is(model: nn.Module, inputs: Tensor) -> Folded:
-    """Export and fold a model with the weights and the mode it has."""
+def fold_as_is(model: nn.Module, inputs: Tensor, runs: int = 2) -> Folded:
+    """Export and fold a model with the weights and the mode it has.
+
+    It runs over the inputs twice: a folded graph that writes into its own constants shows in the
+    second run. A model that is meant to do so gets one run.
+    """
     reference = copy.deepcopy(model)
     want = torch.cat([reference(x[None].clone()) for x in inputs])
     module = torch.export.export(model, (inputs[:1],)).module()
     fired = apply_rules(module)
-    # Twice: a folded graph that writes into its own constants shows in the second run.
-    for _ in range(2):
+    for _ in range(runs):
         got = torch.cat([module(x[None].clone()) for x in inputs])
     return Folded(fired, operators(module), error_over_spread(got, want), module)
 

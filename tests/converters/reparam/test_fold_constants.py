@@ -60,7 +60,7 @@ def test_random_ops_are_never_evaluated() -> None:
         assert folded.ops[op] == 1, op
 
 
-def test_uninitialised_memory_is_no_constant() -> None:
+def test_memory_that_is_filled_before_it_is_read() -> None:
     model = Lambda(
         lambda m, x: x + torch.empty(4).fill_(0.5) + torch.empty_like(m.c).zero_(), c=numbers(4)
     )

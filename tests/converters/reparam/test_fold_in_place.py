@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from fold_check import (
     BN_NEXT,
     BN_PREVIOUS,
@@ -15,8 +16,10 @@ from fold_check import (
     SCALE_PREVIOUS,
     Lambda,
     fold,
+    fold_as_is,
     numbers,
 )
+from helpers import randomise
 from torch import Tensor, nn
 
 
@@ -220,6 +223,23 @@ def test_a_weight_that_is_written_into_is_no_constant() -> None:
 
     folded = fold(Lambda(forward, conv=dw(), state=numbers(1, 4, 1, 1)), (4, 6, 6))
     assert folded.times(SCALE_PREVIOUS) == 0
+    assert folded.error <= EXACT
+
+
+def test_a_weight_that_changes_from_run_to_run() -> None:
+    """It decays behind its use: neither its value nor its decay may be folded away."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y = F.linear(x, m.weight)
+        m.weight.mul_(0.5)
+        return m.norm(y)
+
+    model = Lambda(forward, norm=nn.BatchNorm1d(4), weight=numbers(4, 6).double())
+    model = randomise(model.eval(), 0).double()
+    inputs = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    folded = fold_as_is(model, inputs, runs=1)
+    assert folded.ops["mul_"] == 1
+    assert folded.times(BN_PREVIOUS) == 0
     assert folded.error <= EXACT
 
 

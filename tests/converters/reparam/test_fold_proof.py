@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -130,6 +130,31 @@ def test_a_constant_model_proves_nothing() -> None:
 def test_equal_inputs_prove_nothing() -> None:
     with pytest.raises(ProofFailed, match="same output for every input"):
         reparameterize(export(small_net(), 3, 6, 6), inputs(1, 3, 6, 6).repeat(3, 1, 1, 1))
+
+
+def coarse(function: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A linear map and a norm behind arithmetic that float32 rounds much more than float64."""
+    model = Lambda(
+        lambda m, x: m.norm(m.fc(function(x))), fc=nn.Linear(6, 4), norm=nn.BatchNorm1d(4)
+    )
+    return randomise(model.eval(), 0)
+
+
+def test_a_model_that_float32_hardly_holds_gets_a_gate_of_its_own() -> None:
+    """Exact folding may not fail because both sides of the comparison are rounded."""
+    model = coarse(lambda x: (x + 1000) - 1000)
+    proof = reparameterize(export(model, 6), inputs(3, 6)).proof
+    assert proof.rules[BN_PREVIOUS] == 1
+    assert 1e-5 < proof.gate_float32 <= 1e-4
+    assert proof.max_rel_float64 <= 1e-10
+
+
+@pytest.mark.parametrize(
+    "function", [lambda x: (x + 1e5) - 1e5, lambda x: (x * 1e20).square().mul(1e-40)]
+)
+def test_a_model_that_float32_does_not_hold(function: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(ProofFailed, match=r"float32 is too coarse.*Are the weights trained"):
+        reparameterize(export(coarse(function), 6), inputs(3, 6))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

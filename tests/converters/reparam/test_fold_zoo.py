@@ -31,7 +31,7 @@ INPUTS = 2
 
 # Millions of parameters after folding BatchNorm and depthwise residuals (models.md, 1.3).
 FUSED = {"shvit_s1": 6.309, "shvit_s2": 11.454, "shvit_s3": 14.210, "shvit_s4": 16.546}
-SLOW = {"efficientformer_l3", "efficientformer_l7"}
+SLOW = {"efficientformer_l3", "efficientformer_l7", "shvit_s2", "shvit_s3"}
 MODELS = [
     pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in list_models()
 ]
@@ -66,7 +66,7 @@ def test_zoo_model_folds_whole(name: str, request: pytest.FixtureRequest) -> Non
     assert ops["batch_norm"] == 0
     assert list(constant_scalings(folded.module)) == []
     assert proof.max_rel_float64 <= proof.gate_float64
-    assert proof.max_rel_float32 <= proof.gate_float32
+    assert proof.max_rel_float32 <= proof.gate_float32 <= 2e-5
     assert proof.params_before == sum(p.numel() for p in source.module.parameters())
     assert proof.params_after <= proof.params_before
     assert proof.nodes_after < proof.nodes_before
