@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,8 @@ class Pool:
         executor = ThreadPoolExecutor(self.jobs, thread_name_prefix="edgevit-target")
         try:
             futures = {t: executor.submit(self._one, t, jobs[t], progress) for t in self.order}
+            for future in wait(futures.values(), return_when=FIRST_EXCEPTION).done:
+                future.result()  # raises at once, while others may still run
             return {t: futures[t].result() for t in jobs}
         except BaseException:
             self.stop()
@@ -92,6 +94,8 @@ class Pool:
         worker = self._ahead.pop(target, None) or self._start(target)
         outcome = Outcome()
         for answer in worker.run(job):
+            if self._stopped:  # we ended it: that is no failure of the target
+                raise CancelledError
             _take(outcome, target, answer, progress, f"{self._logs.name}/{target}.log")
         worker.stop()
         return outcome

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,11 @@ from cli_tools import CLASSES, TINY, Answer, edgevit, write_model
 
 # On a busy machine the threads of a small operator mostly wait for each other.
 torch.set_num_threads(1)
+
+# A runner in the background (nohup, some CI) hands these down as ignored, to the processes that the
+# tests start as well.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # What torchvision looks up while it is imported.
 TORCHVISION_SCHEMAS = (

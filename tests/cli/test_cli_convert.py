@@ -7,6 +7,7 @@ import os
 import stat
 from pathlib import Path
 
+import pytest
 from cli_tools import FILES, TARGETS, temporary_folders
 
 from edgevit.cli.convert import _show as show
@@ -90,6 +91,7 @@ def test_a_target_that_cannot_lower_fails_alone_and_force_replaces(cli, home):
     assert temporary_folders(home) == []
 
 
+@pytest.mark.slow
 def test_no_target_at_all_is_a_failed_check_with_the_reasons(cli, home):
     answer = cli("convert", "tinynet:bicubic", "--to", "coreml", "-o", "new/out", "--json")
     assert answer.code == 1

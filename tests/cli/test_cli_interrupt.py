@@ -55,7 +55,9 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
-@pytest.mark.parametrize("stage", ["while it loads", "while it lowers"])
+@pytest.mark.parametrize(
+    "stage", ["while it loads", pytest.param("while it lowers", marks=pytest.mark.slow)]
+)
 def test_ctrl_c(running, tmp_path, stage):
     home = tmp_path / "home"
     wait_for(lambda: len(workers_of(running)) == 1, running)

@@ -128,15 +128,19 @@ def test_a_killed_worker_costs_its_target_only(home):
 
 
 def test_a_listener_that_raises_leaves_nothing(home):
-    """Whatever is raised in a thread comes out, after the workers and the folders are gone."""
+    """Whatever is raised in a thread comes out, once the workers and the folders are gone."""
+
+    seen = []
 
     def fail(event: Event) -> None:
+        seen.append(event.target)
         if event.target == "coreml":
             raise ZeroDivisionError("in the listener")
 
     threads = torch.get_num_threads()
     with pytest.raises(ZeroDivisionError, match="in the listener"):
         convert(TINY, "new/deep/out", ConvertOptions(targets="onnx,coreml", jobs=1), fail)
+    assert seen[-1] == "coreml", "the target that waited for its turn never began"
     assert not (home / "new").exists()
     assert [c for c in psutil.Process().children() if "converters.worker" in c.cmdline()] == []
     assert torch.get_num_threads() == threads

@@ -13,6 +13,7 @@ import pytest
 from cli_tools import ROOT
 
 from converters.pool import Pool
+from converters.progress import Event
 from converters.workers import Worker, _end
 
 
@@ -44,14 +45,6 @@ def test_an_unknown_target_is_an_error_answer_and_the_log_has_the_traceback(tmp_
     worker.stop()
     assert answers == [{"error": "KeyError: 'tensorrt'", "disk": None}]
     assert "Traceback" in log.read_text()
-
-
-def test_a_job_that_cannot_be_done(worker, tmp_path):
-    """It begins, fails, and says so; no answer is lost and none follows."""
-    answers = list(worker.run({"folder": str(tmp_path), "threads": 1, "program": "/gone.pt2"}))
-    assert [list(a) for a in answers] == [["stage", "begin"], ["error", "disk"]]
-    assert "gone.pt2" in answers[-1]["error"]
-    assert worker.process.wait(20) == 0
 
 
 def test_stop_at_any_time_and_twice(worker):
@@ -162,3 +155,22 @@ def test_temporary_files_go_where_the_pool_says(tmp_path):
     assert environment["TMPDIR"] == str(scratch)
     assert environment["OMP_NUM_THREADS"] == "1"
     assert json.dumps(str(ROOT))[1:-1] in environment["PYTHONPATH"]
+
+
+def test_an_error_in_one_thread_does_not_wait_for_the_others(tmp_path):
+    """The first target blocks on a program that never comes; the second one's listener raises."""
+    os.mkfifo(tmp_path / "fifo")
+    job = {"folder": str(tmp_path), "threads": 1}
+    jobs = {
+        "coreml": job | {"program": str(tmp_path / "fifo")},
+        "onnx": job | {"program": "/gone.pt2"},
+    }
+
+    def fail(event: Event) -> None:
+        if event.error is not None:
+            raise ZeroDivisionError(event.target)
+
+    with Pool(list(jobs), tmp_path, tmp_path, jobs=2) as pool:
+        with pytest.raises(ZeroDivisionError, match="onnx"):
+            pool.run(jobs, fail)
+        assert workers_of_this_process() == []
