@@ -165,7 +165,7 @@ def _prepare(
     with timed(Stage.LOAD):
         import torch
 
-        from converters.export import export_folded, export_source
+        from converters.export import Normalized, export_folded, export_source
         from converters.pictures import as_uint8, proof_pictures
         from converters.reparam import reparameterize
         from converters.source import load_source
@@ -192,9 +192,10 @@ def _prepare(
                 pictures = as_uint8(pictures)
             inputs_BCHW = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)))
             folded = reparameterize(graph, inputs_BCHW[:PROOF_INPUTS])
+            # The model itself, not its export, is what every artefact answers to.
+            eager = Normalized(source).eval()
             with torch.no_grad():
-                rest = [graph(x[None].clone()) for x in inputs_BCHW[PROOF_INPUTS:]]
-            outputs = torch.cat([folded.outputs, *rest]).numpy()
+                outputs = torch.cat([eager(x[None].clone()) for x in inputs_BCHW]).numpy()
             program = io.BytesIO()
             torch.export.save(export_folded(folded.module, inputs_BCHW[:1]), program)
     return _Prepared(source, folded.proof, pictures, outputs, program.getvalue())
