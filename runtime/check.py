@@ -59,9 +59,9 @@ def _verify(
 def _cannot_run(file: Path) -> str | None:
     """Why this system cannot run the file at all, None where it can."""
     if engine_for(file).name == "coreml" and sys.platform != "darwin":
-        from runtime.sessions.coreml import NOT_HERE
+        from runtime.sessions.coreml import MACOS_ONLY
 
-        return f"converted, not executed: {NOT_HERE}"
+        return f"converted, not executed: {MACOS_ONLY}"
     return None
 
 

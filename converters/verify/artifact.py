@@ -14,6 +14,7 @@ from runtime.compare import verify_outputs
 from runtime.inputs import to_input
 from runtime.manifest import REFERENCE_NAME, TensorSpec, Verification
 from runtime.sessions import open_session
+from runtime.sessions.coreml import MACOS_ONLY
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -59,7 +60,7 @@ def _core_ml_not_executed(job: Job, classes: int) -> dict[str, Any]:
         "verification": Verification(
             status="not_executed",
             prover=TARGETS["coreml"].engine,
-            reason="converted, not executed: Core ML runs on macOS only",
+            reason=f"converted, not executed: {MACOS_ONLY}",
         ).model_dump(),
         "input": image.model_dump(),
         "output": TensorSpec(name="logits", shape=[1, classes], dtype="float32").model_dump(),

@@ -14,7 +14,8 @@ from runtime.manifest import Delegation, TensorSpec
 from runtime.run_record import OpTime
 from runtime.sessions.base import Array, check_input, closed, layout_of, run_failed
 
-NOT_HERE = "Core ML runs on macOS only; the artefact is converted, not executed here"
+MACOS_ONLY = "Core ML runs on macOS only"
+NOT_HERE = f"{MACOS_ONLY}; the artefact is converted, not executed here"
 # coremltools FeatureTypes.proto, ArrayFeatureType.ArrayDataType
 DTYPES = {65568: "float32", 65600: "float64", 131104: "int32", 65552: "float16"}
 
