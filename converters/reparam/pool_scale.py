@@ -3,7 +3,7 @@
 EfficientFormer's pool mixer has no weights that could take its layer scale. Merging pool, scale and
 residual into one 3x3 depthwise convolution is not exact: the pool divides by the number of pixels
 inside the picture, which differs at the border. Forms that correct the border by a constant map are
-exact and slower (benchmarks/pool_mixer.py); this one costs what the multiply cost,
+exact and slower (docs/results/pool_mixer.md); this one stays closest to the multiply,
 and leaves a convolution that later passes (int8, branch merging) know.
 """
 
