@@ -43,6 +43,9 @@ format: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/vs_vendor.py
 	$(BIN)/python benchmarks/zoo.py
+	$(BIN)/python benchmarks/pool_mixer.py
+	$(BIN)/python benchmarks/input_offset.py
+	$(BIN)/python benchmarks/fp16_executorch.py
 
 clean:
 	rm -rf demo build *.egg-info
