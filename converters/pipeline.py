@@ -21,8 +21,9 @@ from converters.errors import ConvertError, NothingConverted
 from converters.lower.base import TARGETS, check_precision, resolve_targets
 from converters.pool import Outcome, Pool
 from converters.progress import Event, Progress, Stage, silent
-from converters.records import artifact_of, config_of, edgevit_version, manifest_of
+from converters.records import artifact_of, config_of, manifest_of
 from runtime.digest import sha256_of
+from runtime.environment import edgevit_version
 from runtime.manifest import (
     CONFIG_NAME,
     LABELS_NAME,

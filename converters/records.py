@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ import yaml
 from converters.lower.base import TARGETS
 from converters.pool import Outcome
 from runtime.digest import sha256_of, size_of
+from runtime.environment import edgevit_version
 from runtime.manifest import (
     LABELS_NAME,
     Artifact,
@@ -109,11 +109,3 @@ def config_of(source: Source, options: ConvertOptions, precisions: dict[str, str
         },
         sort_keys=False,
     )
-
-
-def edgevit_version() -> str:
-    """The version of this package, or a mark that it was never installed."""
-    try:
-        return version("edgevit")
-    except PackageNotFoundError:
-        return "0+unknown"
