@@ -6,6 +6,10 @@ and scales, so that the inputs differ the way a camera's do.
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,12 +29,10 @@ _CROPS = (
 def photos(height: int, width: int) -> Pictures:
     """Six crops of the two sample photos, (6, height, width, 3), float32 in [0, 1]."""
     from PIL import Image
-    from sklearn.datasets import load_sample_images
 
-    sources = load_sample_images().images
     crops = []
     for index, centre_y, centre_x, side in _CROPS:
-        photo = sources[index]
+        photo = _sample(("china.jpg", "flower.jpg")[index])
         full_h, full_w = photo.shape[:2]
         edge = int(min(full_h, full_w) * side)
         top = int(np.clip(centre_y * full_h - edge / 2, 0, full_h - edge))
@@ -38,6 +40,18 @@ def photos(height: int, width: int) -> Pictures:
         crop = Image.fromarray(photo[top : top + edge, left : left + edge])
         crops.append(np.asarray(crop.resize((width, height), Image.Resampling.BICUBIC)))
     return np.stack(crops).astype(np.float32) / np.float32(255)
+
+
+@cache
+def _sample(name: str) -> NDArray[np.uint8]:
+    """One of scikit-learn's photos, (H, W, 3), without the second that importing it takes."""
+    from PIL import Image
+
+    spec = find_spec("sklearn")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("No module named 'sklearn'", name="sklearn")
+    with Image.open(Path(spec.origin).parent / "datasets" / "images" / name) as photo:
+        return np.asarray(photo.convert("RGB"))
 
 
 def generated(count: int, height: int, width: int, seed: int = 0) -> Pictures:

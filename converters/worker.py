@@ -2,8 +2,8 @@
 
 Started as `python -m converters.worker TARGET FD`. Its standard output and error belong to the
 vendor's chatter and go to a log file; the answers are JSON lines on the file descriptor FD. The
-vendor packages are imported at once, while the parent still exports and folds. Its standard input
-stays open as long as the parent lives; when it closes, the process ends itself.
+vendor packages are imported, and some rehearsed, at once, while the parent still exports and folds.
+Its standard input stays open as long as the parent lives; when it closes, the process ends itself.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import select
 import sys
 import tempfile
 import threading
@@ -36,9 +37,14 @@ def main() -> int:
         try:
             started = time.perf_counter()
             from converters.lower.base import TARGETS
+            from converters.worker_speed import rehearse, rest_the_collector, share_provenance
 
             importlib.import_module(TARGETS[target].module)
+            rest_the_collector()
+            share_provenance()
             import_s = time.perf_counter() - started
+            if TARGETS[target].rehearsed and not _has_input():
+                rehearse(target)
             line = sys.stdin.readline()
             if not line:
                 return 0
@@ -91,6 +97,11 @@ def _run(target: str, job: dict[str, Any]) -> Any:
     yield "verify", {"begin": True}
     checked = verify_artifact(target, program, work, folder)
     yield "verify", {"seconds": time.perf_counter() - started, **checked}
+
+
+def _has_input() -> bool:
+    """Whether the job is there already, or the parent gone."""
+    return bool(select.select([sys.stdin], [], [], 0)[0])
 
 
 def _end_with_the_parent() -> None:

@@ -64,6 +64,8 @@ class Target:
     packages: tuple[str, ...]
     cost: int
     """Rough conversion cost; the dearest target starts first."""
+    rehearsed: bool = False
+    """Whether a worker that waits for the model does well to convert a tiny one meanwhile."""
 
 
 TARGETS: dict[str, Target] = {
@@ -79,7 +81,7 @@ TARGETS: dict[str, Target] = {
         ),
         Target(
             "executorch", "model.pte", "converters.lower.executorch", "executorch", "fp32",
-            ("fp32",), ("torch", "executorch"), 4,
+            ("fp32",), ("torch", "executorch"), 4, rehearsed=True,
         ),
         Target(
             "onnx", "model.onnx", "converters.lower.onnx", "onnxruntime", "fp32",
