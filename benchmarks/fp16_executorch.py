@@ -11,21 +11,19 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import torch
+from result_page import publish
 
 from converters.export import export_folded, export_source
 from converters.lower import Job, lower_to
-from converters.lower.base import versions_of
 from converters.lower.half import half_inside
 from converters.pictures import proof_pictures
 from converters.reparam import reparameterize
 from converters.source import load_source
 from runtime.compare import agreement
-from runtime.environment import describe
 from runtime.inputs import to_input
 from runtime.sessions import open_session
 
@@ -53,28 +51,19 @@ def main() -> int:
                 f"{found.top1_agreement:.2f} |"
             )
             session.close()
-    here = describe()
-    text = "\n".join(
+    publish(
+        options.out,
+        "float16 on ExecuTorch's XNNPACK delegate",
+        f"python benchmarks/fp16_executorch.py --model {options.model}",
+        "The same float16 program on two engines. On this CPU, which has no float16 arithmetic, the "
+        "delegate answers without any error, and wrongly. It may be right on an Arm CPU with float16 "
+        "arithmetic; as long as no machine at hand can prove it, `convert` refuses.",
         [
-            "# float16 on ExecuTorch's XNNPACK delegate",
-            "",
-            f"`python benchmarks/fp16_executorch.py --model {options.model}`, "
-            f"{datetime.now(UTC):%Y-%m-%d}. {here.cpu_model} (flags: {' '.join(here.cpu_flags)}), "
-            + ", ".join(f"{k} {v}" for k, v in versions_of(("torch", "executorch")).items())
-            + ".",
-            "",
-            "The same float16 program on two engines. On this CPU, which has no float16 arithmetic, "
-            "the delegate answers without any error, and wrongly. It may be right on an Arm CPU with "
-            "float16 arithmetic; as long as no machine at hand can prove it, `convert` refuses.",
-            "",
             "| engine | error / spread | centred cosine | top-1 agreement |",
             "|---|---|---|---|",
             *rows,
-        ]
+        ],
     )
-    print(text)
-    if options.out:
-        Path(options.out).write_text(text + "\n", encoding="utf-8")
     return 0
 
 

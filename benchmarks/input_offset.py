@@ -11,16 +11,15 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 from unittest import mock
 
 import torch
+from result_page import publish
 from torch import Tensor, nn
 
 from converters.lower import Job, lower_to
 from converters.lower.rewrites import registry
-from runtime.environment import describe
 from runtime.profile_items import ProfileItem
 from runtime.profiler import profile
 
@@ -70,22 +69,17 @@ def main() -> int:
                 cells = [f"{m.latency.p50:.3f}" for m in record.measurements]
                 rows.append(f"| {target} | {threads} | " + " | ".join(cells) + " |")
                 print(rows[-1], flush=True)
-    here = describe()
-    text = "\n".join(
+    publish(
+        options.out,
+        "The subtraction of the mean at the input",
+        f"python benchmarks/input_offset.py --runs {options.runs}",
+        "Median ms of SHViT's first two stem convolutions, interleaved.",
         [
-            "# The subtraction of the mean at the input",
-            "",
-            f"`python benchmarks/input_offset.py`, {datetime.now(UTC):%Y-%m-%d}. {here.cpu_model}, "
-            f"{here.system}. Median ms of SHViT's first two stem convolutions, interleaved.",
-            "",
             "| engine | threads | " + " | ".join(WIDTHS) + " |",
             "|---|---|" + "---|" * len(WIDTHS),
             *rows,
-        ]
+        ],
     )
-    print(text)
-    if options.out:
-        Path(options.out).write_text(text + "\n", encoding="utf-8")
     return 0
 
 

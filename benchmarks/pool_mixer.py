@@ -11,15 +11,14 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from result_page import publish
 from torch import Tensor, nn
 
 from converters.lower import Job, lower_to
-from runtime.environment import describe
 from runtime.profile_items import ProfileItem
 from runtime.profiler import profile
 from runtime.stats import ratio
@@ -103,25 +102,19 @@ def main() -> int:
                 ]
                 rows.append(f"| {channels}x{size}x{size} | {target} | " + " | ".join(cells) + " |")
                 print(rows[-1], flush=True)
-    here = describe()
-    text = "\n".join(
+    publish(
+        options.out,
+        "The scaled pool mixer in four exact forms",
+        f"python benchmarks/pool_mixer.py --threads {options.threads} --runs {options.runs}",
+        "Median of one run of six mixers, and the ratio to the model's own form, interleaved.",
         [
-            "# The scaled pool mixer in four exact forms",
-            "",
-            f"`python benchmarks/pool_mixer.py --threads {options.threads}`, "
-            f"{datetime.now(UTC):%Y-%m-%d}. {here.cpu_model}, {here.system}. Median of one run of "
-            "six mixers, and the ratio to the model's own form, interleaved.",
-            "",
             *[f"- {name}: `{what}`" for name, what in FORMS.items()],
             "",
             "| shape | engine | " + " | ".join(FORMS) + " |",
             "|---|---|" + "---|" * len(FORMS),
             *rows,
-        ]
+        ],
     )
-    if options.out:
-        Path(options.out).write_text(text + "\n", encoding="utf-8")
-    print(text)
     return 0
 
 

@@ -19,15 +19,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import geometric_mean, median
 
 import torch
+from result_page import publish
 
-from converters.lower.base import TARGETS, versions_of
+from converters.lower.base import TARGETS
 from converters.source import load_source
-from runtime.environment import describe
 from runtime.profile_items import ProfileItem
 from runtime.profiler import profile
 from runtime.stats import ratio
@@ -52,10 +51,14 @@ def main() -> int:
                 for threads in map(int, options.threads.split(",")):
                     cells.append(_latency(model, engine, threads, work, options.runs))
                     print(cells[-1]["line"], flush=True)
-    text = _report(times, cells, options)
-    print(text)
-    if options.out:
-        Path(options.out).write_text(text, encoding="utf-8")
+    publish(
+        options.out,
+        "Against the vendors' own converters",
+        f"python benchmarks/vs_vendor.py --models {options.models} --threads {options.threads} "
+        f"--runs {options.runs} --repeats {options.repeats}",
+        (__doc__ or "").split("\n\n")[2],
+        _tables(times, cells),
+    )
     worst = max(c["ratio"].ratio for c in cells)
     slowest = max(median(t["ours"]) / median(t["vendor"]) for t in times.values())
     return int(worst > LATENCY_LIMIT or slowest > CONVERT_LIMIT)
@@ -109,21 +112,8 @@ def _latency(model: str, engine: str, threads: int, work: Path, runs: int) -> di
     return {"line": line, "ratio": found, "engine": engine, "threads": threads}
 
 
-def _report(times: dict, cells: list[dict], options: argparse.Namespace) -> str:
-    here = describe()
-    packages = sorted({p for t in TARGETS.values() for p in t.packages} | {"timm"})
-    versions = ", ".join(f"{k} {v}" for k, v in versions_of(tuple(packages)).items())
+def _tables(times: dict, cells: list[dict]) -> list[str]:
     lines = [
-        "# Against the vendors' own converters",
-        "",
-        f"`python benchmarks/vs_vendor.py --models {options.models} --threads {options.threads} "
-        f"--runs {options.runs} --repeats {options.repeats}`, "
-        f"{datetime.now(UTC):%Y-%m-%d}.",
-        f"{here.cpu_model}, {here.cores_logical} cores, {here.system}, Python {here.python}; "
-        f"{versions}.",
-        "",
-        (__doc__ or "").split("\n\n")[2],
-        "",
         "## Latency, batch 1, fp32",
         "",
         "| model | engine | threads | vendor ms | ours ms | ratio | 5th–95th percentile | "
@@ -158,7 +148,7 @@ def _report(times: dict, cells: list[dict], options: argparse.Namespace) -> str:
             f"| {model} | {vendor:.1f} ({last}) | {ours:.1f} | **{ours / vendor:.2f}** | "
             f"{ours / whole:.2f} |"
         )
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _options() -> argparse.Namespace:
