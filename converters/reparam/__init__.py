@@ -9,6 +9,7 @@ from converters.reparam import (  # noqa: F401, I001  # registration, in this or
     constants,
     batch_norm,
     parallel,
+    chain,
     scales,
     norm_affine,
     pool_scale,

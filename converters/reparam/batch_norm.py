@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from converters.reparam.engine import rule
-from converters.reparam.flow import linear_readers
+from converters.reparam.flow import linear_readers, scale_rows
 from converters.reparam.graph import FoldGraph, arg, aten, shape_of
 from converters.reparam.linear_map import as_linear_map, output_channel_dim
 
@@ -38,17 +38,25 @@ def scale_and_shift(graph: FoldGraph, node: Node) -> tuple[Tensor, Tensor] | Non
 
 @rule("batch norm into the linear map before it")
 def fold_into_previous(graph: FoldGraph) -> int:
-    """Linear map, read by nobody else, then batch norm over its output channels."""
+    """Linear map, read by nobody else, then batch norm over its output channels.
+
+    Also with moves between that keep each channel's values together (LeViT's flattened tokens).
+    """
     fired = 0
     for norm in graph.calls(BATCH_NORM):
-        linear = as_linear_map(graph, norm.args[0])
-        affine = scale_and_shift(graph, norm)
-        if linear is None or affine is None or len(linear.node.users) != 1:
+        affine, value, shape = scale_and_shift(graph, norm), norm.args[0], shape_of(norm)
+        if affine is None or shape is None or not isinstance(value, Node):
             continue
-        if output_channel_dim(linear.node, linear) != 1:  # batch norm always works on dimension 1
-            continue
-        linear.scale_output(*affine)
-        graph.replace(norm, linear.node)
+        linear = as_linear_map(graph, value)
+        if linear is not None and output_channel_dim(value, linear) == 1:
+            if len(value.users) != 1:
+                continue
+            linear.scale_output(*affine)
+        else:  # batch norm always works on dimension 1
+            along = [-1 if d == 1 else 1 for d in range(len(shape))]
+            if not scale_rows(graph, value, norm, *(part.reshape(along) for part in affine)):
+                continue
+        graph.replace(norm, value)
         fired += 1
     return fired
 

@@ -144,6 +144,40 @@ def source_of_moves(graph: FoldGraph, node: Node) -> tuple[LinearMap, Tensor] | 
     return (linear, numbers) if isinstance(numbers, Tensor) else None
 
 
+def scale_rows(
+    graph: FoldGraph, value: Node, reader: Node, factor: Tensor, shift: Tensor | None = None
+) -> bool:
+    """Let the linear map behind `value` give factor * y + shift, if only `reader` sees those rows.
+
+    Both broadcast to the shape of `value`. False, and nothing is changed, where there is no such
+    map, where a row would need two factors, and where somebody else reads one of the rows.
+    """
+    source = source_of_moves(graph, value)
+    shape = shape_of(value)
+    if source is None or shape is None or tuple(source[1].shape) != shape:
+        return False
+    linear, numbers = source
+    flat = numbers.reshape(-1)
+    factors = _per_row(factor, shape, linear, flat, default=1.0)
+    shifts = None if shift is None else _per_row(shift, shape, linear, flat, default=0.0)
+    if factors is None or (shift is not None and shifts is None):
+        return False
+    if read_elsewhere(linear, flat, value, reader):
+        return False
+    linear.scale_output(factors, shifts)
+    return True
+
+
+def _per_row(
+    numbers: Tensor, shape: tuple[int, ...], linear: LinearMap, flat: Tensor, default: float
+) -> Tensor | None:
+    """One number per row of the map, (out,); `flat` says which row each place of `shape` shows."""
+    spread = numbers.to(linear.weight.dtype).expand(shape).reshape(-1)
+    rows = torch.full((int(linear.weight.shape[0]),), default, dtype=linear.weight.dtype)
+    rows[flat] = spread
+    return rows if torch.equal(rows[flat], spread) else None
+
+
 def read_elsewhere(linear: LinearMap, channels: Tensor, at: Node, reader: Node) -> bool:
     """Whether anybody but `reader` (reading `at`) sees one of `channels` of the map's output."""
     shape = shape_of(linear.node)

@@ -87,20 +87,13 @@ class FoldGraph:
         self.graph.eliminate_dead_code()
         self.forget_writes()
         live = {str(n.target) for n in self.graph.nodes if n.op == "get_attr"}
-        for owner in self.module.modules():
-            prefix = _path_of(self.module, owner)
+        for path, owner in self.module.named_modules():
+            prefix = f"{path}." if path else ""
             for store in (owner._parameters, owner._buffers):
                 for name in [n for n in store if f"{prefix}{n}" not in live]:
                     del store[name]
         self.graph.lint()
         self.module.recompile()
-
-
-def _path_of(root: torch.nn.Module, owner: torch.nn.Module) -> str:
-    for name, module in root.named_modules():
-        if module is owner:
-            return f"{name}." if name else ""
-    return ""
 
 
 def shape_of(node: Node) -> tuple[int, ...] | None:

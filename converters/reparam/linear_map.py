@@ -58,6 +58,7 @@ class LinearMap:
 
     @property
     def kernel_rank(self) -> int:
+        """2 for a 2-D convolution, 0 for a linear layer."""
         return self.weight.dim() - 2
 
     def write(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -92,7 +93,7 @@ class LinearMap:
     def absorb_input(self, scale: Tensor, shift: Tensor | None) -> None:
         """Become W (scale * x + shift) + b; scale and shift are (in,)."""
         out, per_group = int(self.weight.shape[0]), int(self.weight.shape[1])
-        tail = [1] * self.kernel_rank if self.is_conv else []
+        tail = [1] * self.kernel_rank
         group_of_out = torch.arange(out) // (out // self.groups)
         columns = group_of_out[:, None] * per_group + torch.arange(per_group)[None, :]
         weight = self.weight * scale[columns].reshape(out, per_group, *tail)
@@ -101,33 +102,6 @@ class LinearMap:
             moved = (self.weight * shift[columns].reshape(out, per_group, *tail)).flatten(1).sum(1)
             bias = moved if bias is None else bias + moved
         self.write(weight, bias)
-
-    def same_geometry(self, other: LinearMap) -> bool:
-        """Whether the two maps differ in nothing but their weights."""
-        return (
-            self.node.target is other.node.target
-            and self.weight.shape == other.weight.shape
-            and (self.groups, self.stride, self.padding, self.dilation)
-            == (other.groups, other.stride, other.padding, other.dilation)
-        )
-
-    def identity(self) -> Tensor | None:
-        """The weight of the same geometry that returns its input, or None where there is none."""
-        out, per_group = int(self.weight.shape[0]), int(self.weight.shape[1])
-        if out != self.in_channels:
-            return None
-        kernel = tuple(int(k) for k in self.weight.shape[2:])
-        if any(s != 1 for s in self.stride) or any(k % 2 == 0 for k in kernel):
-            return None
-        centred = tuple(d * (k // 2) for d, k in zip(self.dilation, kernel, strict=True))
-        padding = tuple(0 for _ in kernel) if self.padding == "valid" else self.padding
-        if padding not in ("same", centred):
-            return None
-        weight = torch.zeros_like(self.weight)
-        rows = torch.arange(out)
-        centre = tuple(torch.tensor(k // 2) for k in kernel)
-        weight[rows, rows % per_group, *centre] = 1
-        return weight
 
 
 def as_linear_map(graph: FoldGraph, node: object) -> LinearMap | None:

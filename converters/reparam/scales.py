@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from converters.reparam.engine import rule
-from converters.reparam.flow import linear_readers, read_elsewhere, source_of_moves
+from converters.reparam.flow import linear_readers, scale_rows
 from converters.reparam.graph import FoldGraph, aten, shape_of
 
 MULS = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar)
@@ -49,7 +49,7 @@ def fold_into_previous(graph: FoldGraph) -> int:
     fired = 0
     for node in graph.calls(*MULS):
         scaled = scaled_value(graph, node)
-        if scaled is not None and _scale_rows(graph, scaled[0], node, scaled[1]):
+        if scaled is not None and scale_rows(graph, scaled[0], node, scaled[1]):
             graph.replace(node, scaled[0])
             fired += 1
     return fired
@@ -69,7 +69,7 @@ def fold_through_product(graph: FoldGraph) -> int:
         if len(product.users) != 1 or product.args[0] is product.args[1]:  # c(aa) is no (ca)(ca)
             continue
         for side in product.args[:2]:
-            if isinstance(side, Node) and _scale_rows(graph, side, product, factor):
+            if isinstance(side, Node) and scale_rows(graph, side, product, factor):
                 graph.replace(node, product)
                 fired += 1
                 break
@@ -86,44 +86,25 @@ def fold_into_next(graph: FoldGraph) -> int:
         if scaled is None or shape is None:
             continue
         for dim, size in enumerate(shape):
-            per_channel = _per_channel(scaled[1], shape, dim)
-            if per_channel is None:
+            factors = per_channel(scaled[1], shape, dim)
+            if factors is None:
                 continue
             readers = linear_readers(graph, node, dim)
             if readers is None:
                 continue
-            assert per_channel.numel() == size
+            assert factors.numel() == size
             for reader in readers:
-                reader.absorb_input(per_channel.to(reader.weight.dtype), None)
+                reader.absorb_input(factors.to(reader.weight.dtype), None)
             graph.replace(node, scaled[0])
             fired += 1
             break
     return fired
 
 
-def _per_channel(factor: Tensor, shape: tuple[int, ...], dim: int) -> Tensor | None:
+def per_channel(factor: Tensor, shape: tuple[int, ...], dim: int) -> Tensor | None:
     """The scale as one number per index of `dim`, or None where it varies along another."""
     if factor.dim() == 0:
         return factor.expand(shape[dim])
     aligned = factor.reshape([1] * (len(shape) - factor.dim()) + list(factor.shape))
     varying = [d for d, size in enumerate(aligned.shape) if size != 1]
     return aligned.reshape(-1) if varying == [dim] else None
-
-
-def _scale_rows(graph: FoldGraph, value: Node, reader: Node, factor: Tensor) -> bool:
-    """Scale the rows of the linear map behind `value` by `factor`, if only `reader` sees them."""
-    source = source_of_moves(graph, value)
-    shape = shape_of(value)
-    if source is None or shape is None or tuple(source[1].shape) != shape:
-        return False
-    linear, numbers = source
-    flat = numbers.reshape(-1)
-    spread = factor.to(linear.weight.dtype).expand(shape).reshape(-1)
-    rows = torch.ones(int(linear.weight.shape[0]), dtype=linear.weight.dtype)
-    rows[flat] = spread
-    if not torch.equal(rows[flat], spread):  # one channel would need two scales
-        return False
-    if read_elsewhere(linear, flat, value, reader):
-        return False
-    linear.scale_output(rows, None)
-    return True

@@ -27,8 +27,10 @@ SCALE_NEXT = "scale into the linear maps after it"
 SCALE_PRODUCT = "attention scale into the query"
 PARALLEL = "parallel linear maps into one"
 RESIDUAL = "residual into the linear map"
+CHAIN = "consecutive linear maps into one"
 POOL_SCALE = "pool-mixer scale into a depthwise convolution"
 CONSTANTS = "fold constants"
+EQUAL = "equal constants into one"
 NO_OPS = "remove no-ops"
 OUT_OF_PLACE = "in-place ops out of place"
 
@@ -41,6 +43,12 @@ class Folded:
     ops: Counter[str]
     error: float
     module: GraphModule
+
+    @property
+    def stored(self) -> int:
+        """Floating-point numbers in parameters and buffers of the folded graph."""
+        values = self.module.state_dict().values()
+        return sum(value.numel() for value in values if value.is_floating_point())
 
     def times(self, rule: str) -> int:
         return self.fired.get(rule, 0)
@@ -108,3 +116,10 @@ def operators(module: GraphModule) -> Counter[str]:
         for node in module.graph.nodes
         if node.op == "call_function" and hasattr(node.target, "_schema")
     )
+
+
+def assert_stays(folded: Folded, op: str, count: int, *rules: str) -> None:
+    """None of `rules` fired, `op` is there `count` times, and the outputs are the same."""
+    assert {rule: folded.times(rule) for rule in rules} == dict.fromkeys(rules, 0)
+    assert folded.ops[op] == count
+    assert folded.error <= EXACT

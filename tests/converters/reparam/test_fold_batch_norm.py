@@ -144,3 +144,29 @@ def test_before_a_padded_convolution_only_where_the_shift_is_zero() -> None:
     folded = fold_as_is(model.eval().double(), torch.randn(3, 4, 6, 6, dtype=torch.float64))
     assert folded.fired[BN_NEXT] == 1
     assert folded.error <= EXACT
+
+
+def test_behind_flattened_tokens() -> None:
+    """LeViT's linear layer: its BatchNorm1d works on (B * N, C)."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y = m.fc(x)
+        return m.norm(y.flatten(0, 1)).reshape_as(y)
+
+    folded = fold(Lambda(forward, fc=nn.Linear(6, 4, bias=False), norm=nn.BatchNorm1d(4)), (5, 6))
+    assert folded.fired[BN_PREVIOUS] == 1
+    assert folded.ops == {"linear": 1}
+    assert folded.error <= EXACT
+
+
+def test_over_a_part_of_the_channels() -> None:
+    """Only the rows that the norm sees are scaled and shifted."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y, z = m.conv(x).split([3, 2], 1)
+        return torch.cat([z, m.norm(y)], 1)
+
+    folded = fold(Lambda(forward, conv=nn.Conv2d(4, 5, 3), norm=nn.BatchNorm2d(3)), (4, 6, 6))
+    assert folded.fired[BN_PREVIOUS] == 1
+    assert folded.ops["batch_norm"] == 0
+    assert folded.error <= EXACT

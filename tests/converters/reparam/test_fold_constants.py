@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from fold_check import CONSTANTS, EXACT, NO_OPS, Lambda, fold, fold_as_is, numbers
+from fold_check import CONSTANTS, EQUAL, EXACT, NO_OPS, Lambda, fold, fold_as_is, numbers
 from torch import Tensor, nn
 
 
@@ -75,7 +75,110 @@ def test_a_constant_that_would_grow_stays_small() -> None:
     )
     folded = fold_as_is(model, torch.randn(3, 4))
     assert folded.ops["expand"] == 1
-    assert sum(t.numel() for t in folded.module.state_dict().values()) < 1000
+    assert folded.stored < 1000
+
+
+def test_a_gather_is_folded_however_much_it_grows() -> None:
+    """Position biases (heads, 49) by offset to (heads, 49, 49): gathers break delegates."""
+    side = torch.arange(7)
+    offset = (side[:, None] - side[None, :]).abs()
+    index = (offset[:, None, :, None] * 7 + offset[None, :, None, :]).reshape(49, 49)
+    model = Lambda(
+        lambda m, x: (x @ x.transpose(2, 3) + m.table[:, m.index]).softmax(-1),
+        table=nn.Parameter(torch.empty(8, 49)),
+        index=index,
+    )
+    folded = fold(model, (8, 49, 4))
+    assert folded.fired[CONSTANTS] == 1
+    assert folded.ops["index"] == 0
+    assert folded.stored == 8 * 49 * 49
+    assert folded.error <= EXACT
+
+
+def scores(m: nn.Module, x: Tensor) -> Tensor:
+    """ConViT's: a table of positions, the same in each layer, through a small map of each."""
+    for table, fc in ((m.one, m.first), (m.two, m.second)):
+        weights = fc(table).permute(0, 3, 1, 2).softmax(-1)
+        x = x + weights @ x.tanh()
+    return x
+
+
+def test_cheap_arithmetic_that_grows_stays() -> None:
+    table = numbers(1, 40, 40, 3)
+    model = Lambda(
+        scores, one=table, two=table.clone(), first=nn.Linear(3, 4), second=nn.Linear(3, 4)
+    )
+    folded = fold(model, (4, 40, 6))
+    assert folded.ops["linear"] == 2
+    assert folded.fired[EQUAL] == 1
+    assert folded.stored == 40 * 40 * 3 + 2 * (3 * 4 + 4)
+    assert folded.error <= EXACT
+
+
+def test_cheap_arithmetic_that_leads_to_a_gather_is_folded_with_it() -> None:
+    index = torch.randint(0, 9, (60, 60), generator=torch.Generator().manual_seed(0))
+    model = Lambda(
+        lambda m, x: x + m.fc(m.table.expand(9, 60, 3))[m.index, 0].mean(-1),
+        table=numbers(60, 3),
+        fc=nn.Linear(3, 8),
+        index=index,
+    )
+    folded = fold(model, (60, 60))
+    assert folded.ops["linear"] == folded.ops["expand"] == folded.ops["index"] == 0
+    assert folded.error <= EXACT
+
+
+def test_cheap_arithmetic_that_does_not_grow_is_folded() -> None:
+    """Weight normalisation: as large as the weight that it replaces."""
+    model = Lambda(
+        lambda m, x: F.conv2d(x, (m.v - m.v.mean((1, 2, 3), True)) * m.g, padding=1),
+        v=numbers(24, 24, 3, 3),
+        g=numbers(24, 1, 1, 1),
+    )
+    folded = fold(model, (24, 5, 5))
+    assert folded.ops == {"conv2d": 1}
+    assert folded.stored == 24 * 24 * 9
+    assert folded.error <= EXACT
+
+
+def test_equal_tables_that_are_written_into_stay_apart() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y = m.one + x
+        m.two.mul_(0.5)
+        return y + m.two
+
+    table = numbers(60, 60).double()
+    folded = fold_as_is(
+        Lambda(forward, one=table, two=table.clone()),
+        torch.randn(3, 60, 60, dtype=torch.float64),
+        runs=1,
+    )
+    assert folded.times(EQUAL) == 0
+    assert folded.error <= EXACT
+
+
+def test_adding_nothing_and_multiplying_by_one() -> None:
+    folded = fold(Lambda(lambda m, x: (0 + x.tanh() * 1) / 1.0 - 0, fc=nn.Linear(2, 2)), (5, 6))
+    assert folded.ops == {"tanh": 1}
+    assert folded.error <= EXACT
+
+
+def test_adding_nothing_in_a_wider_type_stays() -> None:
+    """An integer plus 0.0 is a float."""
+    model = Lambda(lambda m, x: x.round().to(torch.int32) + 0.0, fc=nn.Linear(2, 2))
+    folded = fold_as_is(model.double(), 9 * torch.randn(3, 5, 6, dtype=torch.float64))
+    assert folded.ops["add"] == 1
+    assert folded.error == 0
+
+
+def test_reshapes_that_lead_back_go() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y = m.fc(x)
+        return y.flatten(0, 1).unsqueeze(0).view(-1, 2).reshape_as(y).sigmoid()
+
+    folded = fold(Lambda(forward, fc=nn.Linear(6, 4)), (5, 6))
+    assert folded.ops == {"linear": 1, "sigmoid": 1}
+    assert folded.error <= EXACT
 
 
 def test_no_ops_go() -> None:

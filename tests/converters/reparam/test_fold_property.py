@@ -15,6 +15,11 @@ SIZE = 5
 DEPTH = 6
 
 
+CONVOLVING = {
+    "conv", "residual", "add in place", "two branches", "tee", "unlike branches", "long sum", "row",
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Layer:
     """One step on a (1, CHANNELS, SIZE, SIZE) map; only some fields matter to each kind."""
@@ -33,7 +38,8 @@ LAYERS = st.builds(
         [
             "conv", "conv", "batch norm", "batch norm", "scale", "number", "group norm",
             "layer norm", "relu", "relu in place", "residual", "add in place", "two branches",
-            "tee", "pool mixer", "attention", "half scaled",
+            "tee", "pool mixer", "attention", "half scaled", "unlike branches", "long sum", "row",
+            "pixels",
         ]
     ),
     kernel=st.sampled_from([1, 3]),
@@ -49,7 +55,8 @@ class Step(nn.Module):
         super().__init__()
         self.layer = layer
         pad = layer.kernel // 2
-        if layer.kind in ("conv", "residual", "add in place", "two branches", "tee"):
+        self.fewer = nn.Conv2d(CHANNELS, CHANNELS, 1, groups=4 // layer.groups, bias=layer.bias)
+        if layer.kind in CONVOLVING:
             make = lambda: nn.Conv2d(  # noqa: E731
                 CHANNELS, CHANNELS, layer.kernel, padding=pad, groups=layer.groups, bias=layer.bias
             )
@@ -90,6 +97,15 @@ class Step(nn.Module):
                 return y
             case "two branches":
                 return self.norm(self.one(x) + self.two(x))
+            case "unlike branches":
+                return self.norm(self.fewer(x) - self.one(x))
+            case "long sum":
+                return x * self.scale - (self.norm(x) + self.fewer(x)) + (self.one(x) + x)
+            case "row":
+                return self.fewer(self.one(self.two(x) if self.layer.padded else x))
+            case "pixels":
+                pool = nn.functional.avg_pool2d if self.layer.padded else nn.functional.max_pool2d
+                return self.fewer(pool(x, 1, self.layer.kernel - 1 or 1)) + x[:, :, :1, :1]
             case "tee":
                 y = self.norm(x)
                 return self.one(y) * self.two(y).sigmoid()

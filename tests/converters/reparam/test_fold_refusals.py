@@ -11,13 +11,12 @@ from fold_check import (
     EXACT,
     NO_OPS,
     NORM_AFFINE,
-    PARALLEL,
     RESIDUAL,
     SCALE_NEXT,
     SCALE_PREVIOUS,
     SCALE_PRODUCT,
-    Folded,
     Lambda,
+    assert_stays,
     fold,
     fold_as_is,
     numbers,
@@ -26,13 +25,6 @@ from helpers import randomise
 from torch import Tensor, nn
 
 from converters.reparam import apply_rules
-
-
-def assert_stays(folded: Folded, op: str, count: int, *rules: str) -> None:
-    """None of `rules` fired, `op` is there `count` times, and the outputs are the same."""
-    assert {rule: folded.times(rule) for rule in rules} == dict.fromkeys(rules, 0)
-    assert folded.ops[op] == count
-    assert folded.error <= EXACT
 
 
 def test_convolution_read_twice_before_its_norm() -> None:
@@ -320,119 +312,25 @@ def test_layer_norm_over_the_width_before_a_convolution() -> None:
     assert folded.error <= EXACT
 
 
-NO_IDENTITY = {
-    "stride 2": (nn.Conv2d(4, 4, 1, stride=2), (4, 1, 1)),
-    "even kernel": (nn.Conv2d(4, 4, 2, padding="same", groups=4), (4, 5, 5)),
-    "wrong padding, broadcast": (nn.Conv2d(4, 4, 3), (4, 3, 3)),
-    "linear, broadcast": (nn.Linear(6, 1), (5, 6)),
-    "channels, broadcast": (nn.Conv2d(4, 1, 1), (4, 5, 5)),
-    "channels of the input broadcast": (nn.Conv2d(1, 4, 3, padding=1), (1, 5, 5)),
-    "reflected": (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), (4, 5, 5)),
-    "padded less than dilated, broadcast": (
-        nn.Conv2d(4, 4, 3, padding=1, dilation=2, groups=4),
-        (4, 3, 3),
-    ),
-}
-
-
-@pytest.mark.parametrize("form", NO_IDENTITY)
-def test_residual_around_a_map_without_an_identity(form: str) -> None:
-    branch, shape = NO_IDENTITY[form]
-
-    def forward(m: nn.Module, x: Tensor) -> Tensor:
-        x = x.sigmoid()
-        return x + m.branch(x)
-
-    folded = fold(Lambda(forward, branch=branch), shape)
-    assert_stays(folded, "add", 1, RESIDUAL)
-
-
-def test_residual_scaled_by_alpha() -> None:
-    def forward(m: nn.Module, x: Tensor) -> Tensor:
-        x = x.sigmoid()
-        return torch.add(x, m.conv(x), alpha=2)
-
-    folded = fold(Lambda(forward, conv=nn.Conv2d(4, 4, 1)), (4, 5, 5))
-    assert_stays(folded, "add", 1, RESIDUAL)
-
-
-def test_residual_whose_branch_is_read_elsewhere() -> None:
-    def forward(m: nn.Module, x: Tensor) -> Tensor:
-        x = x.sigmoid()
-        y = m.conv(x)
-        return (x + y) * y.sigmoid()
-
-    folded = fold(Lambda(forward, conv=nn.Conv2d(4, 4, 1)), (4, 5, 5))
-    assert_stays(folded, "add", 1, RESIDUAL)
-
-
-def test_residual_from_another_value() -> None:
-    model = Lambda(lambda m, x: x.tanh() + m.conv(x.sigmoid()), conv=nn.Conv2d(4, 4, 1))
-    assert_stays(fold(model, (4, 5, 5)), "add", 1, RESIDUAL)
-
-
-# On 3x3 maps, where an output of 1x1 is added to one of 3x3 by broadcasting.
-UNLIKE = {
-    "stride": (nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1, stride=3)),
-    "padding": (nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 3)),
-    "dilation": (nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 3, padding=1, dilation=2)),
-    "kernel": (nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1)),
-    "groups": (nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1, groups=2)),
-}
-
-
-@pytest.mark.parametrize("form", UNLIKE)
-def test_branches_of_different_geometry(form: str) -> None:
-    one, two = UNLIKE[form]
-    model = Lambda(lambda m, x: m.one(x) + m.two(x), one=one, two=two)
-    folded = fold(model, (one.in_channels, 3, 3))
-    assert_stays(folded, "conv2d", 2, PARALLEL)
-
-
-def test_branches_over_different_inputs() -> None:
+def test_norm_behind_a_reshape_that_mixes_channels() -> None:
+    """(B, N, C) seen as (B * C, N): each of the norm's channels is a token."""
     model = Lambda(
-        lambda m, x: m.one(x.sigmoid()) + m.two(x.tanh()),
-        one=nn.Conv2d(3, 4, 3),
-        two=nn.Conv2d(3, 4, 3),
+        lambda m, x: m.norm(m.fc(x).transpose(1, 2).flatten(0, 1)),
+        fc=nn.Linear(6, 4),
+        norm=nn.BatchNorm1d(5),
     )
-    assert_stays(fold(model, (3, 6, 6)), "conv2d", 2, PARALLEL)
+    folded = fold_as_is(
+        randomise(model.eval(), 0).double(), torch.randn(3, 5, 6, dtype=torch.float64)
+    )
+    assert_stays(folded, "batch_norm", 1, BN_PREVIOUS)
 
 
-def test_branch_read_elsewhere() -> None:
-    def forward(m: nn.Module, x: Tensor) -> Tensor:
-        y = m.one(x)
-        return torch.cat([y + m.two(x), y.relu()], 1)
-
-    folded = fold(Lambda(forward, one=nn.Conv2d(3, 4, 3), two=nn.Conv2d(3, 4, 3)), (3, 6, 6))
-    assert_stays(folded, "conv2d", 2, PARALLEL)
-
-
-def test_branches_added_with_alpha() -> None:
+def test_reshapes_that_do_not_lead_back() -> None:
+    """A transpose between them: the shape is the old one, the order is not."""
     model = Lambda(
-        lambda m, x: torch.add(m.one(x), m.two(x), alpha=2),
-        one=nn.Linear(6, 4),
-        two=nn.Linear(6, 4),
+        lambda m, x: x.relu().flatten(2).transpose(1, 2).reshape(1, 4, 2, 2).sigmoid(),
+        fc=nn.Linear(2, 2),
     )
-    assert_stays(fold(model, (6,)), "linear", 2, PARALLEL)
-
-
-def test_branch_added_to_itself() -> None:
-    def forward(m: nn.Module, x: Tensor) -> Tensor:
-        y = m.one(x)
-        return y + y
-
-    folded = fold(Lambda(forward, one=nn.Linear(6, 4)), (6,))
-    assert_stays(folded, "add", 1, PARALLEL)
-
-
-def test_one_shared_convolution_behind_two_norms() -> None:
-    """One weight, two calls, each with its own norm: each call gets its own copy."""
-    model = Lambda(
-        lambda m, x: m.one(m.conv(x)) * m.two(m.conv(x.tanh())),
-        conv=nn.Conv2d(3, 4, 3),
-        one=nn.BatchNorm2d(4),
-        two=nn.BatchNorm2d(4),
-    )
-    folded = fold(model, (3, 6, 6))
-    assert folded.fired[BN_PREVIOUS] == 2
+    folded = fold(model, (4, 2, 2))
+    assert folded.ops["reshape"] == 1
     assert folded.error <= EXACT
