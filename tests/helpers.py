@@ -12,6 +12,11 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 NORMS = (*BATCH_NORMS, nn.LayerNorm, nn.GroupNorm)
 
 
+def timm_name(name: str) -> str:
+    """What timm calls a model of the zoo."""
+    return f"{name}_patch16_224" if name.startswith(("vit_", "deit_")) else name
+
+
 @torch.no_grad()
 def randomise(model: nn.Module, seed: int) -> nn.Module:
     """Give every parameter and BatchNorm statistic a non-trivial value, the same for a seed.

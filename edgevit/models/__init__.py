@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # Imported for their side effect: each family registers its models.
-from edgevit.models import efficientformer, shvit
+from edgevit.models import efficientformer, efficientformerv2, fmvit, shvit, vit
 from edgevit.models.checkpoints import load_weights
 from edgevit.models.registry import (
     IMAGENET_MEAN,
@@ -25,9 +25,12 @@ __all__ = [
     "ModelError",
     "create_model",
     "efficientformer",
+    "efficientformerv2",
+    "fmvit",
     "list_models",
     "load_weights",
     "model_config",
     "register_model",
     "shvit",
+    "vit",
 ]

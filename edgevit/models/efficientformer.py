@@ -1,12 +1,12 @@
 """EfficientFormer V1 (Li et al., NeurIPS 2022, arXiv 2206.01191).
 
 Four stages at strides 4, 8, 16 and 32. Average pooling mixes neighbours on feature maps; the last
-blocks of stage 4 are plain transformer blocks on its 7x7 positions, with a learned bias per head
-and offset. That table fixes the input to 224x224. Parameter names are those of timm's
-`efficientformer_*`.
+blocks of stage 4 are plain transformer blocks on its positions (7x7 at 224 pixels), with a learned
+bias per head and offset. That table fixes the input's size when the model is made. Parameter names
+are those of timm's `efficientformer_*`.
 """
 
-# Shapes: B batch, C channels, H height, W width, N tokens (7*7),
+# Shapes: B batch, C channels, H height, W width, N tokens (side*side),
 #         M heads, G batch times heads, K query and key width, V value width.
 
 from __future__ import annotations
@@ -16,10 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgevit.models.registry import Latency, ModelConfig, ModelError, register_model
+from edgevit.models.registry import (
+    Latency,
+    ModelConfig,
+    ModelError,
+    check_side,
+    register_model,
+)
 
+STRIDE = 32
 INPUT_SIZE = 224
-RESOLUTION = 7
 HEADS, KEY_DIM, VALUE_DIM = 8, 32, 128
 MLP_RATIO = 4
 LAYER_SCALE_INIT = 1e-5
@@ -94,20 +100,20 @@ class MLP(nn.Sequential):
 
 
 class Attention(nn.Module):
-    """Multi-head attention over 7x7 tokens, with a bias per head and offset (|dy|, |dx|)."""
+    """Attention over the tokens of a side x side map, with a bias per head and (|dy|, |dx|)."""
 
     attention_bias_idxs: Tensor
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, side: int) -> None:
         super().__init__()
         self.scale = KEY_DIM**-0.5
         self.qkv = nn.Linear(dim, HEADS * (2 * KEY_DIM + VALUE_DIM))
         self.proj = nn.Linear(HEADS * VALUE_DIM, dim)
-        self.attention_biases = nn.Parameter(torch.zeros(HEADS, RESOLUTION**2))
-        side = torch.arange(RESOLUTION)
-        offset = (side[:, None] - side[None, :]).abs()
-        idxs = offset[:, None, :, None] * RESOLUTION + offset[None, :, None, :]
-        self.register_buffer("attention_bias_idxs", idxs.reshape(RESOLUTION**2, RESOLUTION**2))
+        self.attention_biases = nn.Parameter(torch.zeros(HEADS, side**2))
+        position = torch.arange(side)
+        offset = (position[:, None] - position[None, :]).abs()
+        idxs = offset[:, None, :, None] * side + offset[None, :, None, :]
+        self.register_buffer("attention_bias_idxs", idxs.reshape(side**2, side**2))
 
     def forward(self, x_BNC: Tensor) -> Tensor:
         B, N, _ = x_BNC.shape
@@ -144,10 +150,10 @@ class PoolingBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """MB3D of the paper: pre-norm attention and MLP on tokens, layer-scaled residuals."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, side: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
-        self.token_mixer = Attention(dim)
+        self.token_mixer = Attention(dim, side)
         self.ls1 = LayerScale(dim, (dim,))
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = MLP(dim)
@@ -167,16 +173,19 @@ class ToTokens(nn.Module):
 
 
 class Stage(nn.Module):
-    """An optional halving of the resolution, pooling blocks, then `attention_depth` on tokens."""
+    """An optional halving of the resolution, pooling blocks, then `attention_depth` on tokens.
 
-    def __init__(self, dim_in: int, dim: int, depth: int, attention_depth: int) -> None:
+    The tokens are those of a side x side map.
+    """
+
+    def __init__(self, dim_in: int, dim: int, depth: int, attention_depth: int, side: int) -> None:
         super().__init__()
         self.downsample = Downsample(dim_in, dim) if dim != dim_in else nn.Identity()
         blocks: list[nn.Module] = [PoolingBlock(dim) for _ in range(depth - attention_depth)]
         if attention_depth:
             # A numbered member of its own, as in the checkpoints: later blocks count one more.
             blocks.append(ToTokens())
-        blocks += [AttentionBlock(dim) for _ in range(attention_depth)]
+        blocks += [AttentionBlock(dim, side) for _ in range(attention_depth)]
         self.blocks = nn.Sequential(*blocks)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -187,8 +196,10 @@ class Stage(nn.Module):
 class EfficientFormer(nn.Module):
     """EfficientFormer V1 classifier with its two heads, the label's and the teacher's.
 
-    Images (B, 3, 224, 224) to logits (B, num_classes): the mean of both heads in eval, and the
-    tuple of both in training, as the official code has it. Raises ModelError at another size.
+    Images (B, 3, input_size, input_size) to logits (B, num_classes): the mean of both heads in
+    eval, and the tuple of both in training, as the official code has it. `input_size` is any
+    multiple of 32. Raises ModelError for a side that is none, and for images of another size than
+    the model's.
     """
 
     def __init__(
@@ -197,23 +208,28 @@ class EfficientFormer(nn.Module):
         depths: tuple[int, int, int, int],
         attention_depth: int,
         num_classes: int = 1000,
+        input_size: int = INPUT_SIZE,
     ) -> None:
         super().__init__()
+        check_side("EfficientFormer", input_size, STRIDE)
+        self.input_size = input_size
         self.stem = Stem(widths[0])
         dims_in = (widths[0], *widths[:-1])
         attention_depths = (0, 0, 0, attention_depth)
-        self.stages = nn.Sequential(*map(Stage, dims_in, widths, depths, attention_depths))
+        sides = (input_size // 4, input_size // 8, input_size // 16, input_size // 32)
+        self.stages = nn.Sequential(*map(Stage, dims_in, widths, depths, attention_depths, sides))
         self.norm = nn.LayerNorm(widths[-1])
         self.head = nn.Linear(widths[-1], num_classes)
         self.head_dist = nn.Linear(widths[-1], num_classes)
         self.apply(_init_linear)
 
     def forward(self, x_BCHW: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        if x_BCHW.shape[1:] != (3, INPUT_SIZE, INPUT_SIZE):
+        side = self.input_size
+        if x_BCHW.shape[1:] != (3, side, side):
             raise ModelError(
-                f"EfficientFormer takes images of shape (B, 3, {INPUT_SIZE}, {INPUT_SIZE}), got "
-                f"{tuple(x_BCHW.shape)}: its attention biases are for {RESOLUTION}x{RESOLUTION} "
-                f"positions, so resize the input (SHViT takes any size)"
+                f"this EfficientFormer takes images of shape (B, 3, {side}, {side}), got "
+                f"{tuple(x_BCHW.shape)}: its attention biases are for that size, so resize the "
+                f"input, or make the model with input_size=N, N a multiple of {STRIDE}"
             )
         x_BNC: Tensor = self.norm(self.stages(self.stem(x_BCHW)))
         x_BC = x_BNC.mean(1)
@@ -241,6 +257,8 @@ def _config(
         name=name,
         family="efficientformer",
         input_size=INPUT_SIZE,
+        takes_size=True,
+        size_multiple=STRIDE,
         crop_pct=0.95,
         params_m=params_m,
         macs_g=macs_g,

@@ -39,6 +39,10 @@ class ModelConfig:
     `crop_pct` and `interpolation` are those of timm's evaluation. `params_m` (millions) and
     `macs_g` (1e9 multiply-adds of convolutions and matrix products, batch 1, at `input_size`) count
     the training form with 1000 classes, every head included. `top1` is ImageNet-1k percent.
+
+    `takes_size` says that the family's weights depend on the input's size (positional tables), so
+    that its factory takes `input_size`; without it the model runs at any size as it is. The side
+    must be a multiple of `size_multiple` pixels.
     """
 
     name: str
@@ -53,6 +57,8 @@ class ModelConfig:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     interpolation: str = "bicubic"
+    takes_size: bool = False
+    size_multiple: int = 1
 
 
 _MODELS: dict[str, tuple[ModelConfig, Callable[..., nn.Module]]] = {}
@@ -87,13 +93,27 @@ def create_model(name: str, num_classes: int = 1000, **kwargs: Any) -> nn.Module
     """A model of the zoo in eval mode, with random weights from torch's default generator.
 
     Takes float images (B, 3, H, W), normalised as `model_config(name)` says; gives logits
-    (B, num_classes). `kwargs` go to the family's class. Raises ModelError for an unknown name or
-    fewer than one class.
+    (B, num_classes). `kwargs` go to the family's class, among them `input_size`, the side in
+    pixels, where `model_config(name).takes_size`. Raises ModelError for an unknown name, fewer than
+    one class, or a size that the family does not take.
     """
-    _, factory = _find(name)
+    config, factory = _find(name)
     if num_classes < 1:
         raise ModelError(f"expected at least 1 class, got {num_classes}")
+    if "input_size" in kwargs and not config.takes_size:
+        raise ModelError(f"{name} takes no input_size: its weights fit images of any size")
     return factory(num_classes=num_classes, **kwargs).eval()
+
+
+def check_side(what: str, side: int, multiple: int) -> None:
+    """Raise ModelError unless a square input's side, in pixels, is a multiple of `multiple`."""
+    if side < multiple or side % multiple:
+        below = max(side // multiple * multiple, 0)
+        near = [str(n) for n in (below, below + multiple) if n > 0]
+        raise ModelError(
+            f"{what} takes images whose side is a multiple of {multiple} pixels, got {side}; "
+            f"the nearest: {' or '.join(near)}"
+        )
 
 
 def _find(name: str) -> tuple[ModelConfig, Callable[..., nn.Module]]:

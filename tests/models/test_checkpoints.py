@@ -329,7 +329,7 @@ def test_a_family_limits_the_layouts(tmp_path: Path) -> None:
         target, tmp_path / "official.pth", family="efficientformer"
     )
     message = refusal(target, tmp_path / "official.pth", family="shvitt")
-    assert message == "unknown model family 'shvitt'; expected shvit"
+    assert message.startswith("unknown model family 'shvitt'; expected shvit")
 
 
 def test_two_tensors_for_one_name_are_not_merged(tmp_path: Path) -> None:
@@ -424,11 +424,11 @@ def test_empty_files(name: str, model: nn.Module, tmp_path: Path) -> None:
     assert refusal(model, tmp_path / name).endswith(f"{name} is empty: download or save it again")
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "model", "model.pth.tar", "model.bin"])
+@pytest.mark.parametrize("name", ["model.onnx", "model", "model.pth.tar", "model.ckpt"])
 def test_unknown_suffixes(name: str, model: nn.Module, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"x")
     message = refusal(model, tmp_path / name)
-    assert message.endswith("expected a checkpoint that ends in .pth, .pt, .safetensors")
+    assert message.endswith("expected a checkpoint that ends in .pth, .pt, .bin, .safetensors")
 
 
 @pytest.mark.parametrize(

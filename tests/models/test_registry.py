@@ -61,6 +61,16 @@ def test_parameters_and_macs_are_those_of_the_config(name: str) -> None:
         assert (config.params_m, config.macs_g) == TABLE[name]
 
 
+@pytest.mark.parametrize("name", list_models())
+def test_the_next_side_that_divides_is_taken(name: str) -> None:
+    """What `takes_size` and `size_multiple` promise to `--size`."""
+    config = model_config(name)
+    side = config.input_size + config.size_multiple
+    with torch.device("meta"):
+        model = create_model(name, 5, **({"input_size": side} if config.takes_size else {}))
+        assert model(torch.empty(2, 3, side, side)).shape == (2, 5)
+
+
 @pytest.mark.parametrize("name", TABLE)
 def test_preprocessing_is_that_of_the_published_weights(name: str, timm) -> None:
     ours, theirs = model_config(name), timm.get_pretrained_cfg(name)
