@@ -9,6 +9,7 @@ import torch
 
 from converters.lower.absent import absent
 from converters.lower.base import TARGETS, Job, Lowered, versions_of
+from converters.lower.rewrites import rewritten
 
 # coremltools imports every framework it could convert from; of these only torch is meant here.
 with absent("sklearn", "transformers", "executorch", "torchao", "tensorflow", "xgboost"):
@@ -26,6 +27,7 @@ def lower(program: ExportedProgram, job: Job) -> Lowered:
     The input is an RGB image (Core ML hands pixels over as 0..255; a program that wants [0, 1]
     gets them times 1/255), the output the float32 logits.
     """
+    program, rewrites = rewritten("coreml", _for_float_pixels(program))
     scale = 1.0 if job.input_dtype == "uint8" else 1 / 255
     image = ct.ImageType(
         name="image",
@@ -34,7 +36,7 @@ def lower(program: ExportedProgram, job: Job) -> Lowered:
         color_layout=ct.colorlayout.RGB,
     )
     model = ct.convert(
-        _for_float_pixels(program).run_decompositions({}),
+        program.run_decompositions({}),
         inputs=[image],
         outputs=[ct.TensorType(name="logits", dtype=np.float32)],
         convert_to="mlprogram",
@@ -46,7 +48,7 @@ def lower(program: ExportedProgram, job: Job) -> Lowered:
     for key, value in job.metadata.items():
         model.user_defined_metadata[key] = value
     model.save(str(job.file))
-    return Lowered(versions_of(TARGETS["coreml"].packages))
+    return Lowered(versions_of(TARGETS["coreml"].packages), rewrites)
 
 
 def _for_float_pixels(program: ExportedProgram) -> ExportedProgram:

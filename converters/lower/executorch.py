@@ -8,6 +8,7 @@ from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPar
 from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
 from converters.lower.base import TARGETS, Job, Lowered, versions_of
+from converters.lower.rewrites import rewritten
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 def lower(program: ExportedProgram, job: Job) -> Lowered:
     """Write a .pte program."""
+    program, rewrites = rewritten("executorch", program)
     edge = to_edge_transform_and_lower(
         program,
         partitioner=[XnnpackPartitioner()],
@@ -22,4 +24,4 @@ def lower(program: ExportedProgram, job: Job) -> Lowered:
     )
     with job.file.open("wb") as file:
         edge.to_executorch().write_to_file(file)
-    return Lowered(versions_of(TARGETS["executorch"].packages))
+    return Lowered(versions_of(TARGETS["executorch"].packages), rewrites)

@@ -14,7 +14,6 @@ from converters.reparam.graph import arg, aten, shape_of
 
 SPATIAL = {2, 3}
 
-SPLIT = [("executorch", "split: outside XNNPACK, a copy each")]
 BICUBIC = [("coreml", "upsample_bicubic2d: coremltools 9.0 does not convert it")]
 ALWAYS: dict[object, list[tuple[str, str]]] = {
     aten.group_norm.default: [
@@ -22,9 +21,6 @@ ALWAYS: dict[object, list[tuple[str, str]]] = {
         ("coreml", "group_norm: becomes rank-5 ops, slow on the Neural Engine"),
     ],
     aten.layer_norm.default: [("executorch", "layer_norm: outside XNNPACK")],
-    aten.split_with_sizes.default: SPLIT,
-    aten.split.Tensor: SPLIT,
-    aten.chunk.default: SPLIT,
     aten.upsample_bicubic2d.vec: BICUBIC,
     aten.upsample_bicubic2d.default: BICUBIC,
 }

@@ -8,6 +8,7 @@ import torch
 
 from converters.lower.base import TARGETS, Job, Lowered, versions_of
 from converters.lower.half import half_inside
+from converters.lower.rewrites import rewritten
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 def lower(program: ExportedProgram, job: Job) -> Lowered:
     """Write an ONNX model with its weights inside. fp16: weights and arithmetic, float32 in/out."""
+    program, rewrites = rewritten("onnx", program)
     if job.precision == "fp16":
         program = half_inside(program)
     exported = torch.onnx.export(
@@ -28,4 +30,4 @@ def lower(program: ExportedProgram, job: Job) -> Lowered:
         entry = model.metadata_props.add()
         entry.key, entry.value = key, value
     job.file.write_bytes(model.SerializeToString())
-    return Lowered(versions_of(TARGETS["onnx"].packages))
+    return Lowered(versions_of(TARGETS["onnx"].packages), rewrites)

@@ -210,7 +210,6 @@ def test_forecast_counts_each_limit():
         "group_norm": 1,
         "layer_norm": 1,
         "mean over other dimensions than H, W": 1,
-        "split": 1,
         "matmul above rank 3": 1,
     }
     assert {why.split(":")[0]: n for why, n in found["coreml"].items()} == {

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import torch
 from torch.fx import GraphModule
 
 from converters.reparam.graph import FoldGraph
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 Edit = Callable[[FoldGraph], int]
 
@@ -41,3 +46,17 @@ def apply_rewrites(target: str, module: GraphModule) -> dict[str, int]:
     fired = {r.name: r.edit(graph) for r in REWRITES if target in r.targets}
     graph.sweep()
     return {name: count for name, count in fired.items() if count}
+
+
+def rewritten(target: str, program: ExportedProgram) -> tuple[ExportedProgram, dict[str, int]]:
+    """The program in the form `target` asks for, and rewrite name -> times fired.
+
+    It is the same object where no rewrite fits; it is never changed itself, others read it too.
+    """
+    if not any(target in r.targets for r in REWRITES):
+        return program, {}
+    module = program.module(check_guards=False)
+    fired = apply_rewrites(target, module)
+    if not fired:
+        return program, {}
+    return torch.export.export(module, tuple(program.example_inputs[0])), fired
