@@ -17,12 +17,12 @@ started = time.perf_counter()
 
 import torch  # noqa: E402
 
-from converters.source import _import_timm  # noqa: E402
+from converters.refs.timm_zoo import import_timm  # noqa: E402
 
 
 def main() -> None:
     name, weights, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    model = _import_timm().create_model(name).eval()
+    model = import_timm().create_model(name).eval()
     model.load_state_dict(torch.load(weights, weights_only=True), strict=True)
     size = model.pretrained_cfg["input_size"][-1]
     example = (torch.rand(1, 3, size, size),)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
+from converters.diagnosis import cannot_export, open_shape
 from converters.errors import ConvertError
-from converters.source import Source
+from converters.refs.base import Source
 
 
 class Normalized(nn.Module):
@@ -48,24 +57,61 @@ def export_source(source: Source) -> GraphModule:
     pre = source.preprocessing
     dtype = torch.uint8 if pre.input_dtype == "uint8" else torch.float32
     example = torch.zeros(1, 3, pre.height, pre.width, dtype=dtype)
-    return _export(Normalized(source).eval(), example).module()
-
-
-def export_folded(module: GraphModule, example: Tensor) -> ExportedProgram:
-    """The folded graph as a program again, to be saved and lowered. example: (1, ...)."""
-    return _export(module, example)
-
-
-def _export(module: nn.Module, example: Tensor) -> ExportedProgram:
     try:
-        with torch.no_grad():
-            return torch.export.export(module, (example,))
+        program = _export(Normalized(source).eval(), example)
     except Exception as error:
         if hasattr(error, "exit_code"):  # an error of ours from inside the model
             raise
-        text = str(error).strip()
+        raise ConvertError(cannot_export(source.ref, source.module, error)) from error
+    problem = open_shape(source.ref, program.graph)
+    if problem is not None:
+        raise ConvertError(problem)
+    return program.module()
+
+
+def export_folded(module: GraphModule, example: Tensor) -> ExportedProgram:
+    """The folded graph as a program again, to be saved and lowered. example: (1, ...).
+
+    Raises ConvertError.
+    """
+    try:
+        return _export(module, example)
+    except Exception as error:
         raise ConvertError(
-            f"torch.export cannot export the model: {text[:1500]}\n"
-            "The line above is in the model's own code; make its shapes and branches independent "
-            "of the data, or convert a part of it"
+            f"torch.export cannot export the folded graph: {str(error).strip()[:1500]}\n"
+            "The model itself exported: an op of it is lost in a second export"
         ) from error
+
+
+def _export(module: nn.Module, example: Tensor) -> ExportedProgram:
+    with torch.no_grad(), _muted():
+        return torch.export.export(module, (example,))
+
+
+class _Muted(io.TextIOBase):
+    """A stream that drops what one thread writes; a progress bar in another goes on."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._thread = threading.get_ident()
+
+    def write(self, text: str) -> int:
+        if threading.get_ident() == self._thread:
+            return len(text)
+        written: int = self._stream.write(text)
+        return written
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def _muted() -> Iterator[None]:
+    """Keep the graph that torch prints beside its error, and its warnings, off the terminal."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with redirect_stderr(_Muted(sys.stderr)):
+            yield
+    finally:
+        logging.disable(before)

@@ -41,6 +41,7 @@ class Inspection:
     ops_before: dict[str, int]
     ops_after: dict[str, int]
     limits: dict[str, dict[str, int]]
+    notes: tuple[str, ...] = ()
 
 
 def inspect_model(model: str | nn.Module, size: int | None = None) -> Inspection:
@@ -68,6 +69,7 @@ def _inspect(model: str | nn.Module, size: int | None) -> Inspection:
         ops_before=_ops(graph),
         ops_after=_ops(folded.module),
         limits=forecast(folded.module),
+        notes=source.notes,
     )
 
 

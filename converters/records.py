@@ -72,6 +72,7 @@ def manifest_of(
             weights=source.weights,
             weights_sha256=source.weights_sha256,
             trained=source.trained,
+            notes=list(source.notes),
         ),
         preprocessing=source.preprocessing,
         classes=source.num_classes,

@@ -58,6 +58,9 @@ class ModelInfo(Record):
     weights: str
     weights_sha256: str
     trained: bool = Field(description="False where the weights are random: fit for latency only")
+    notes: list[str] = Field(
+        default_factory=list, description="What was changed on the way, in plain words"
+    )
 
 
 class ReparamProof(Record):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgevit.cli.app import AsJson, app
+from edgevit.cli.inspect import MODEL_HELP
 
 if TYPE_CHECKING:
     from runtime.manifest import Manifest
@@ -17,13 +18,14 @@ LONGEST_REASON = 300
 
 @app.command("convert")
 def convert(
-    model: Annotated[str, typer.Argument(help="shvit_s1, timm:NAME or package.module:factory.")],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     out: Annotated[Path, typer.Option("-o", "--output", help="The bundle folder to write.")],
     to: Annotated[
         str, typer.Option("--to", help="all, or some of coreml,tflite,executorch,onnx.")
     ] = "all",
     weights: Annotated[
-        Path | None, typer.Option("--weights", help="Checkpoint: .pth .pt .safetensors.")
+        str | None,
+        typer.Option("--weights", help="Checkpoint (.pth .pt .safetensors) or hf:ORG/NAME."),
     ] = None,
     precision: Annotated[
         str | None, typer.Option("--precision", help="One for all targets; default per target.")
@@ -76,11 +78,10 @@ def _show(manifest: Manifest, out: Path, failed: dict[str, str]) -> None:
         f"largest difference over the spread {proof.max_rel_float64:.0e} in float64, "
         f"{proof.max_rel_float32:.0e} in float32"
     )
+    for note in manifest.model.notes:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
     if not manifest.model.trained:
-        console.print(
-            f"[yellow]weights are {plain(manifest.model.weights)}[/]: fit for latency, not for "
-            "accuracy; --weights FILE loads a checkpoint"
-        )
+        console.print(_untrained(manifest.model.weights), soft_wrap=True)
     table = Table(box=None, pad_edge=False)
     for title in ("target", "file", "size", "precision", "partitions", "seconds", "verified"):
         right = title in ("size", "seconds")
@@ -109,6 +110,17 @@ def _show(manifest: Manifest, out: Path, failed: dict[str, str]) -> None:
         f"\nWrote {out} in {manifest.timings_s['total']:.0f} s", markup=False, soft_wrap=True
     )
     print_next(console, "edgevit", "profile", str(out), "-o", "report.html")
+
+
+def _untrained(weights: str) -> str:
+    from edgevit.cli.output import plain
+
+    if weights.startswith("random"):
+        return (
+            f"[yellow]weights are {plain(weights)}[/]: fit for latency, not for accuracy; "
+            "--weights FILE loads a checkpoint"
+        )
+    return "[yellow]the head is random[/]: fit for latency, not for accuracy, until it is trained"
 
 
 def _first_line(text: str) -> str:

@@ -12,10 +12,12 @@ from edgevit.cli.app import AsJson, app
 if TYPE_CHECKING:
     from converters.inspection import Inspection
 
+MODEL_HELP = "shvit_s1, timm:NAME, package.module:factory or file.pt2."
+
 
 @app.command("inspect")
 def inspect(
-    model: Annotated[str, typer.Argument(help="shvit_s1, timm:NAME or package.module:factory.")],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     size: Annotated[int | None, typer.Option("--size", help="Input height and width, px.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -38,8 +40,11 @@ def _show(found: Inspection) -> None:
     console, proof = stdout(), found.proof
     console.print(
         f"{plain(found.ref)}: input {plain(list(found.input_shape))}, {found.classes} classes, "
-        f"{proof.params_before / 1e6:.2f} M params, {proof.macs_before / 1e9:.3f} G MACs\n"
+        f"{proof.params_before / 1e6:.2f} M params, {proof.macs_before / 1e9:.3f} G MACs"
     )
+    for note in found.notes:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
+    console.print()
     layers = Table(box=None, pad_edge=False)
     layers.add_column("layer")
     layers.add_column("kind")
