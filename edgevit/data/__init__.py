@@ -1,0 +1,20 @@
+"""Labelled pictures: a folder, an .npz, `digits` or `glyphs`. Needs numpy and PIL only."""
+
+from __future__ import annotations
+
+from edgevit.data.dataset import SPLITS, Dataset, Picture
+from edgevit.data.errors import DataError
+from edgevit.data.folder import read_picture
+from edgevit.data.opening import open_dataset, takes_size
+from edgevit.data.prepare import prepare
+
+__all__ = [
+    "SPLITS",
+    "DataError",
+    "Dataset",
+    "Picture",
+    "open_dataset",
+    "prepare",
+    "read_picture",
+    "takes_size",
+]
