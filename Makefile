@@ -46,6 +46,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/pool_mixer.py
 	$(BIN)/python benchmarks/input_offset.py
 	$(BIN)/python benchmarks/fp16_executorch.py
+	$(BIN)/python benchmarks/train_digits.py
 
 clean:
 	rm -rf demo build *.egg-info

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+from contextlib import suppress
 
 import typer
 
@@ -28,7 +29,8 @@ def exit_code_of(error: BaseException, *, as_json: bool, debug: bool) -> int:
     if message:
         print(f"error: {message}", file=sys.stderr)  # noqa: T201  # the one place that prints errors
         if as_json:
-            print(json.dumps({"error": message, "exit_code": code}))  # noqa: T201
+            with suppress(BrokenPipeError):  # the reader has gone
+                print(json.dumps({"error": message, "exit_code": code}), flush=True)  # noqa: T201
     return code
 
 
@@ -65,6 +67,7 @@ _EXTRA_OF = {
     "PIL": "convert",
     "safetensors": "convert",
     "timm": "timm",
+    "accelerate": "train",
 }
 
 

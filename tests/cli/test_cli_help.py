@@ -7,7 +7,17 @@ from cli_tools import edgevit, hide, start
 
 from edgevit import __version__
 
-VERBS = ["convert", "inspect", "models", "profile", "report", "verify"]
+VERBS = [
+    "convert",
+    "eval",
+    "inspect",
+    "models",
+    "predict",
+    "profile",
+    "report",
+    "train",
+    "verify",
+]
 HEAVY = [
     "torch",
     "numpy",
