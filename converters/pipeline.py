@@ -19,6 +19,7 @@ from converters.bundle_writer import cannot_write, check_goal, staging, writing
 from converters.chatter import chatter_to
 from converters.errors import ConvertError, NothingConverted
 from converters.lower.base import TARGETS, check_precision, resolve_targets
+from converters.options import ConvertOptions
 from converters.pool import Outcome, Pool
 from converters.progress import Event, Progress, Stage, silent
 from converters.records import artifact_of, config_of, manifest_of
@@ -34,6 +35,8 @@ from runtime.manifest import (
 )
 from runtime.sessions.base import Array
 
+__all__ = ["ConvertOptions", "convert", "failed_targets"]
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -46,24 +49,6 @@ LOG_TAIL = 6
 TEMPORARY = "temporary files (TMPDIR names their folder)"
 
 Timed = Callable[[Stage], AbstractContextManager[None]]
-
-
-@dataclass(frozen=True)
-class ConvertOptions:
-    """What `edgevit convert` takes. size in pixels; jobs = targets converted side by side.
-
-    weights is a checkpoint file or `hf:ORG/NAME[@REVISION][/FILE]`.
-    """
-
-    targets: str | list[str] = "all"
-    weights: Path | str | None = None
-    precision: str | None = None
-    size: int | None = None
-    classes: int | None = None
-    labels: Path | None = None
-    input_dtype: str = "float32"
-    force: bool = False
-    jobs: int | None = None
 
 
 def convert(

@@ -25,7 +25,7 @@ from runtime.manifest import (
 )
 
 if TYPE_CHECKING:
-    from converters.pipeline import ConvertOptions
+    from converters.options import ConvertOptions
     from converters.source import Source
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from runtime.errors import RuntimeFault
-from runtime.manifest import TensorSpec
+from runtime.manifest import Preprocessing, TensorSpec
 from runtime.sessions.base import Array
 
 
@@ -33,6 +33,20 @@ def to_input(picture_HWC: Array, spec: TensorSpec) -> Array:
     elif x.dtype.kind == "f" and wants == np.uint8:
         x = np.rint(np.clip(x, 0, 1) * 255)
     return np.ascontiguousarray(x, dtype=wants)
+
+
+def plain_preprocessing(spec: TensorSpec) -> Preprocessing:
+    """For an artefact that no manifest describes: the whole picture, RGB as it is, not cropped.
+
+    Raises RuntimeFault where the artefact takes no picture.
+    """
+    if spec.layout is None:
+        raise RuntimeFault(f"the artefact takes {spec.shape}, expected one RGB picture")
+    height, width = spec.shape[2:] if spec.layout == "NCHW" else spec.shape[1:3]
+    return Preprocessing(
+        mean=[0.0] * 3, std=[1.0] * 3, height=height, width=width, crop_pct=1.0,
+        interpolation="bicubic",
+    )  # fmt: skip
 
 
 def random_input(spec: TensorSpec, seed: int = 0) -> Array:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from runtime.bundle import Bundle, read_bundle
 from runtime.errors import CheckFailed, RuntimeFault
-from runtime.inputs import to_input
+from runtime.inputs import plain_preprocessing, to_input
 from runtime.manifest import LABELS_NAME, Preprocessing
 from runtime.sessions import Session, open_session
 from runtime.sessions.base import Array, engine_for
@@ -156,18 +156,14 @@ def _bundle_of(path: Path) -> Bundle | None:
 def _bare(path: Path, target: str, threads: int) -> Predictor:
     """An artefact that no manifest describes."""
     session = open_session(path, threads)
-    spec = session.input
-    if spec.layout is None:
+    try:
+        preprocessing = plain_preprocessing(session.input)
+    except RuntimeFault:
         session.close()
-        raise RuntimeFault(f"{path} takes {spec.shape}, expected one RGB picture")
-    height, width = spec.shape[2:] if spec.layout == "NCHW" else spec.shape[1:3]
-    preprocessing = Preprocessing(
-        mean=[0.0] * 3, std=[1.0] * 3, height=height, width=width, crop_pct=1.0,
-        interpolation="bicubic",
-    )  # fmt: skip
+        raise
     note = (
         f"no manifest beside {path.name}: the picture goes in as RGB in [0, 1] or bytes, scaled to "
-        f"cover {height} x {width}, and classes have no labels"
+        f"cover {preprocessing.height} x {preprocessing.width}, and classes have no labels"
     )
     return Predictor(session, path, target, preprocessing, notes=[note])
 

@@ -46,13 +46,12 @@ def predict(
 
 def _prepared(picture: Path, predictor: Predictor) -> Any:
     """The picture as the model sees it, (H, W, 3) float32 in [0, 1]."""
-    from runtime.picture_file import read_picture
-
-    image_HWC = read_picture(picture)  # first: it says how to install PIL
-    from edgevit.data import prepare
+    from edgevit.data import prepare, read_picture
 
     pre = predictor.preprocessing
-    return prepare(image_HWC, pre.height, pre.width, pre.crop_pct, pre.interpolation)
+    return prepare(
+        read_picture(picture, upright=True), pre.height, pre.width, pre.crop_pct, pre.interpolation
+    )
 
 
 def _as_json(predictor: Predictor, found: list[tuple[Path, list[Guess]]]) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from edgevit.data.dataset import SPLITS, Dataset, Picture
 from edgevit.data.errors import DataError
-from edgevit.data.folder import read_picture
 from edgevit.data.opening import open_dataset, takes_size
+from edgevit.data.picture_file import read_picture
 from edgevit.data.prepare import prepare
 
 __all__ = [

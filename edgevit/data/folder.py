@@ -7,7 +7,6 @@ FOLDER/train/cat/1.jpg ...  FOLDER/val/cat/7.jpg ...    split by whoever made it
 from __future__ import annotations
 
 import os
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from edgevit.data.dataset import Picture, check_classes, split_indices
 from edgevit.data.errors import DataError
+from edgevit.data.picture_file import read_picture
 
 SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -59,30 +59,6 @@ def open_folder(path: Path, split: str, seed: int) -> FolderDataset:
     files, labels = _pictures(path, names)
     keep = split_indices(np.array(labels, dtype=np.int64), names, split, seed, str(path))
     return FolderDataset(names, tuple(files[i] for i in keep), tuple(labels[i] for i in keep))
-
-
-def read_picture(path: Path) -> Picture:
-    """A picture file as RGB (H, W, 3).
-
-    As in timm's evaluation, an orientation noted in EXIF is left alone: published accuracies are of
-    pictures read so. Raises DataError naming the file.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            return np.array(picture.convert("RGB"))
-    except (
-        OSError,  # gone, not a picture, cut short
-        EOFError,
-        SyntaxError,  # PIL's word for a broken PNG
-        ValueError,
-        struct.error,
-        Image.DecompressionBombError,
-    ) as error:
-        raise DataError(
-            f"cannot read the picture {path}: {error}. Mend it or take it out of the data"
-        ) from error
 
 
 def _split_already(train: Path, held_out: Path, split: str) -> FolderDataset:

@@ -15,6 +15,7 @@ from edgevit.evaluation.record import Result
 from edgevit.evaluation.torch_side import load_model, torch_of_bundle
 from runtime.bundle import Bundle, check_bytes, read_bundle
 from runtime.errors import MissingExtra, RuntimeFault
+from runtime.inputs import plain_preprocessing
 from runtime.manifest import LABELS_NAME, MANIFEST_NAME, Preprocessing
 from runtime.sessions.base import ENGINES, engine_for, open_session
 
@@ -124,15 +125,11 @@ def _bare(path: Path, options: EvalOptions) -> Subject:
             "give the bundle, or leave --weights out"
         )
     session = open_session(path, options.threads)
-    spec = session.input
-    if spec.layout is None:
+    try:
+        preprocessing = plain_preprocessing(session.input)
+    except RuntimeFault:
         session.close()
-        raise EvaluationError(f"{path} takes {spec.shape}, expected one RGB picture")
-    height, width = spec.shape[2:] if spec.layout == "NCHW" else spec.shape[1:3]
-    preprocessing = Preprocessing(
-        mean=[0.0] * 3, std=[1.0] * 3, height=height, width=width, crop_pct=1.0,
-        interpolation="bicubic",
-    )  # fmt: skip
+        raise
     opened = Subject(session.output.shape[-1], preprocessing, None)
     opened.predictors.append(ArtifactPredictor(engine_for(path).target, None, session))
     opened.notes.append(
