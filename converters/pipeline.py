@@ -25,6 +25,7 @@ from converters.progress import Event, Progress, Stage, silent
 from converters.records import artifact_of, config_of, manifest_of
 from runtime.digest import sha256_of
 from runtime.environment import edgevit_version
+from runtime.labels import read_labels
 from runtime.manifest import (
     CONFIG_NAME,
     LABELS_NAME,
@@ -71,7 +72,7 @@ def convert(
     targets = resolve_targets(options.targets)
     precisions = {t: check_precision(t, options.precision) for t in targets}
     _check_packages(targets)
-    labels = _read_labels(options.labels)
+    labels = None if options.labels is None else read_labels(options.labels)
     check_goal(out, options.force)
     begun = time.perf_counter()
     timings: dict[str, float] = {}
@@ -247,20 +248,6 @@ def _raise_if_fatal(outcomes: dict[str, Outcome], folder: Path, out: Path) -> No
             tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL:]
             lines += [f"    | {line}" for line in tail]
     raise NothingConverted("\n".join(lines))
-
-
-def _read_labels(path: Path | None) -> list[str] | None:
-    if path is None:
-        return None
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise ConvertError(f"no such labels file: {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConvertError(
-            f"cannot read the labels {path}: {error}; expected UTF-8 text, one label a line"
-        ) from error
-    return [line.strip() for line in lines if line.strip()]
 
 
 def _check_packages(targets: list[str]) -> None:

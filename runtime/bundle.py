@@ -87,6 +87,16 @@ def read_bundle(path: Path) -> Bundle:
         raise RuntimeFault(f"{file}: {first_problem(error)}; convert again") from error
 
 
+def bundle_of(path: Path) -> tuple[Bundle, str] | None:
+    """The bundle that an artefact file lies in and its target there, None where it lies in none."""
+    try:
+        bundle = read_bundle(path.parent)
+    except RuntimeFault:  # beside a file there may be no manifest, or one of another tool
+        return None
+    targets = [t for t, artifact in bundle.manifest.artifacts.items() if artifact.file == path.name]
+    return (bundle, targets[0]) if targets else None
+
+
 def check_version(data: Any, file: Path, known: int) -> None:
     """Raise RuntimeFault where a JSON file is of another schema version than `known`."""
     if not isinstance(data, dict):

@@ -35,6 +35,14 @@ def to_input(picture_HWC: Array, spec: TensorSpec) -> Array:
     return np.ascontiguousarray(x, dtype=wants)
 
 
+def as_it_is(height: int, width: int) -> Preprocessing:
+    """The preprocessing where nothing is known: RGB as it is, no mean and std, no crop. Pixels."""
+    return Preprocessing(
+        mean=[0.0] * 3, std=[1.0] * 3, height=height, width=width, crop_pct=1.0,
+        interpolation="bicubic",
+    )  # fmt: skip
+
+
 def plain_preprocessing(spec: TensorSpec) -> Preprocessing:
     """For an artefact that no manifest describes: the whole picture, RGB as it is, not cropped.
 
@@ -43,10 +51,7 @@ def plain_preprocessing(spec: TensorSpec) -> Preprocessing:
     if spec.layout is None:
         raise RuntimeFault(f"the artefact takes {spec.shape}, expected one RGB picture")
     height, width = spec.shape[2:] if spec.layout == "NCHW" else spec.shape[1:3]
-    return Preprocessing(
-        mean=[0.0] * 3, std=[1.0] * 3, height=height, width=width, crop_pct=1.0,
-        interpolation="bicubic",
-    )  # fmt: skip
+    return as_it_is(height, width)
 
 
 def random_input(spec: TensorSpec, seed: int = 0) -> Array:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.bundle import Bundle, read_bundle
+from runtime.bundle import Bundle, bundle_of, check_bytes, read_bundle
 from runtime.errors import CheckFailed, RuntimeFault
 from runtime.inputs import plain_preprocessing, to_input
+from runtime.labels import read_labels
 from runtime.manifest import LABELS_NAME, Preprocessing
 from runtime.sessions import Session, open_session
 from runtime.sessions.base import Array, engine_for
@@ -105,10 +105,8 @@ def open_predictor(path: Path, target: str | None = None, threads: int = 1) -> P
         raise RuntimeFault(
             f"{path} is an artefact for {own}: leave --target {target} out, or give its bundle"
         )
-    bundle = _bundle_of(path)
-    if bundle is None:
-        return _bare(path, own, threads)
-    return _opened(bundle, own, threads)
+    found = bundle_of(path)
+    return _bare(path, own, threads) if found is None else _opened(*found, threads)
 
 
 def _of_bundle(bundle: Bundle, target: str | None, threads: int) -> Predictor:
@@ -133,24 +131,16 @@ def _of_bundle(bundle: Bundle, target: str | None, threads: int) -> Predictor:
 
 def _opened(bundle: Bundle, target: str, threads: int) -> Predictor:
     artifact, manifest = bundle.artifact(target), bundle.manifest
+    check_bytes(bundle, [target])
     notes = []
     if artifact.verification.status == "failed":
         notes.append(f"the verification of {target} failed: {artifact.verification.reason}")
-    labels = _read_labels(bundle.path / LABELS_NAME) if manifest.labels is not None else None
+    labels = read_labels(bundle.path / LABELS_NAME) if manifest.labels is not None else None
     file = bundle.artifact_path(target)
     return Predictor(
         open_session(file, threads), file, target, manifest.preprocessing, manifest.model.ref,
         artifact.precision, labels, manifest.model.trained, notes=notes,
     )  # fmt: skip
-
-
-def _bundle_of(path: Path) -> Bundle | None:
-    """The bundle that an artefact lies in, if its manifest names the file."""
-    with suppress(RuntimeFault):  # beside a file there may be no manifest, or one of another tool
-        bundle = read_bundle(path.parent)
-        if any(artifact.file == path.name for artifact in bundle.manifest.artifacts.values()):
-            return bundle
-    return None
 
 
 def _bare(path: Path, target: str, threads: int) -> Predictor:
@@ -166,13 +156,3 @@ def _bare(path: Path, target: str, threads: int) -> Predictor:
         f"cover {preprocessing.height} x {preprocessing.width}, and classes have no labels"
     )
     return Predictor(session, path, target, preprocessing, notes=[note])
-
-
-def _read_labels(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RuntimeFault(
-            f"cannot read the labels {path}: {error}; copy the bundle again"
-        ) from error
-    return [line.strip() for line in lines if line.strip()]

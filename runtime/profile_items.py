@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from runtime.bundle import read_bundle
+from runtime.bundle import Bundle, bundle_of, read_bundle
 from runtime.errors import RuntimeFault
 from runtime.manifest import Artifact
 from runtime.sessions.base import engine_for
@@ -68,17 +67,13 @@ def _items(path: Path) -> list[ProfileItem]:
         bundle = read_bundle(path)
         if not bundle.manifest.artifacts:
             raise RuntimeFault(f"{path}: every target failed to convert, nothing to profile")
-        return [_in_bundle(path, target) for target in sorted(bundle.manifest.artifacts)]
+        return [_in_bundle(bundle, target) for target in sorted(bundle.manifest.artifacts)]
     engine_for(path)  # refuses a suffix that no engine opens
-    with suppress(RuntimeFault):  # beside a file there may be no manifest, or one of another tool
-        for target, artifact in read_bundle(path.parent).manifest.artifacts.items():
-            if artifact.file == path.name:
-                return [_in_bundle(path.parent, target)]
-    return [ProfileItem(path)]
+    found = bundle_of(path)
+    return [ProfileItem(path) if found is None else _in_bundle(*found)]
 
 
-def _in_bundle(folder: Path, target: str) -> ProfileItem:
-    bundle = read_bundle(folder)
+def _in_bundle(bundle: Bundle, target: str) -> ProfileItem:
     artifact = bundle.artifact(target)
     model, trained = bundle.manifest.model.ref, bundle.manifest.model.trained
     reference = bundle.reference_path()

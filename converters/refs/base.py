@@ -46,14 +46,6 @@ def seeded() -> Iterator[None]:
         yield
 
 
-def as_it_is(height: int, width: int) -> Preprocessing:
-    """The preprocessing where nothing is known: RGB in [0, 1], no mean and std. Pixels."""
-    return Preprocessing(
-        mean=[0.0] * 3, std=[1.0] * 3, height=height, width=width, crop_pct=1.0,
-        interpolation="bicubic",
-    )  # fmt: skip
-
-
 def from_cfg(cfg: dict[str, Any], size: int | None) -> Preprocessing:
     """The preprocessing that a `pretrained_cfg` (timm's convention) asks for.
 

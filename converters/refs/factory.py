@@ -12,7 +12,8 @@ from typing import Any
 from torch import nn
 
 from converters.errors import ConvertError
-from converters.refs.base import GIVEN, Source, as_it_is, class_count, from_cfg, told
+from converters.refs.base import GIVEN, Source, class_count, from_cfg, told
+from runtime.inputs import as_it_is
 
 SIDE = 224
 AS_IT_IS = "no pretrained_cfg on the module: no mean and std, the input goes in as it is"

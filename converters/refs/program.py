@@ -12,8 +12,9 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from converters.errors import ConvertError
-from converters.refs.base import Source, as_it_is, class_count
+from converters.refs.base import Source, class_count
 from converters.refs.program_safety import check_archive, unreadable
+from runtime.inputs import as_it_is
 
 SUFFIX = ".pt2"
 MODEL = "model"

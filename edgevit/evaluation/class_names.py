@@ -55,14 +55,5 @@ def check_names(labels: Sequence[str], data_classes: Sequence[str], where: Path)
     )
 
 
-def read_labels(path: Path) -> list[str]:
-    """A labels.txt, one label a line. Raises EvaluationError where it cannot be read."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise EvaluationError(f"cannot read the labels {path}: {error}") from error
-    return [line.strip() for line in lines if line.strip()]
-
-
 def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

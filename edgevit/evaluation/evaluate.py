@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevit.data import Dataset, open_dataset, prepare, takes_size
-from edgevit.evaluation.class_names import check_count, check_names, read_labels
+from edgevit.evaluation.class_names import check_count, check_names
 from edgevit.evaluation.errors import EvaluationError
 from edgevit.evaluation.options import EvalOptions
 from edgevit.evaluation.predictors import Logits, Predictor
 from edgevit.evaluation.record import Agreement, Evaluation, Result, share
 from edgevit.evaluation.subjects import Subject, open_subject
 from runtime.errors import RuntimeFault
+from runtime.labels import read_labels
 from runtime.manifest import Preprocessing
 
 TOP = 5

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from edgevit.evaluation.options import EvalOptions
 from edgevit.evaluation.predictors import ArtifactPredictor, Predictor, TorchPredictor
 from edgevit.evaluation.record import Result
 from edgevit.evaluation.torch_side import load_model, torch_of_bundle
-from runtime.bundle import Bundle, check_bytes, read_bundle
+from runtime.bundle import Bundle, bundle_of, check_bytes, read_bundle
 from runtime.errors import MissingExtra, RuntimeFault
 from runtime.inputs import plain_preprocessing
 from runtime.manifest import LABELS_NAME, MANIFEST_NAME, Preprocessing
@@ -99,13 +98,10 @@ def _artefact(path: Path, options: EvalOptions) -> Subject:
     """One artefact; torch beside it only where its weights are given, so that none is imported."""
     if not path.exists():
         raise EvaluationError(f"no such artefact: {path}")
-    bundle = target = None
-    with suppress(RuntimeFault):  # beside a file there may be no manifest, or one of another tool
-        bundle = read_bundle(path.parent)
-        named = {artifact.file: target for target, artifact in bundle.manifest.artifacts.items()}
-        target = named.get(path.name)
-    if bundle is None or target is None:
+    found = bundle_of(path)
+    if found is None:
         return _bare(path, options)
+    bundle, target = found
     check_bytes(bundle, [target])
     opened = _of_manifest(bundle, options)
     if options.weights is not None:

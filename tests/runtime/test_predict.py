@@ -56,11 +56,23 @@ def test_the_first_that_runs_answers(labelled, monkeypatch):
 
     monkeypatch.setattr(predict, "open_session", none_here)
     with pytest.raises(
-        RuntimeFault, match=r"no artefact of .* runs here:\n  tflite: .tflite needs"
+        RuntimeFault,
+        match=r"no artefact of .* runs here:\n  tflite: .*the file changed.*\n  onnx: .onnx needs",
     ):
         open_predictor(labelled)
     with pytest.raises(MissingExtra, match=r"\.pte needs an engine"):
         open_predictor(labelled, "executorch")
+
+
+def test_changed_bytes_do_not_answer(labelled):
+    """Also where the engine would open them, and where the file is named by itself."""
+    file = labelled / "tiny.tflite"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+    for path, target in ((labelled, "tflite"), (file, None)):
+        with pytest.raises(CheckFailed, match="the file changed since it was made"):
+            open_predictor(path, target)
 
 
 def test_an_artefact_that_was_found_wrong_is_the_last_resort(make_bundle):
