@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.edgevit-dev
 
-.PHONY: demo test lint bench format clean
+.PHONY: demo test lint bench format protos clean
 
 # Installed anew only when the dependencies change. torchvision is pinned to torch in pyproject.toml,
 # so that no resolver trades the pinned torch for a newer one.
@@ -39,6 +39,10 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The descriptors that runtime/wire reads, made anew after a change to a .proto file.
+protos: $(STAMP)
+	$(BIN)/python -m grpc_tools.protoc -I runtime/wire/protos --descriptor_set_out=runtime/wire/descriptors.binpb runtime/wire/protos/*.proto
+
 # Every claim of README and docs, measured again; results go to docs/results/.
 bench: $(STAMP)
 	$(BIN)/python benchmarks/vs_vendor.py
@@ -46,6 +50,8 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/pool_mixer.py
 	$(BIN)/python benchmarks/input_offset.py
 	$(BIN)/python benchmarks/fp16_executorch.py
+	$(BIN)/python benchmarks/fold_against_timm.py
+	$(BIN)/python benchmarks/rewrites.py
 	$(BIN)/python benchmarks/train_digits.py
 
 clean:

@@ -10,28 +10,20 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from runtime.tensor_spec import Layout as Layout  # noqa: PLC0414 -- part of this schema
+from runtime.tensor_spec import TensorSpec as TensorSpec  # noqa: PLC0414
+
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 REFERENCE_NAME = "reference.npz"
 LABELS_NAME = "labels.txt"
 CONFIG_NAME = "config.yaml"
 
-Layout = Literal["NCHW", "NHWC"]
-
 
 class Record(BaseModel):
     """Base of every file schema: unknown fields are an error, so that a typo cannot hide."""
 
     model_config = ConfigDict(extra="forbid")
-
-
-class TensorSpec(Record):
-    """One input or output of an artefact, as its engine takes it."""
-
-    name: str
-    shape: list[int]
-    dtype: str
-    layout: Layout | None = None
 
 
 class Preprocessing(Record):

@@ -1,0 +1,1 @@
+"""The parts of the device agent: store, engine processes, models, services, guards."""
