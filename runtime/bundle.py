@@ -97,7 +97,7 @@ def bundle_of(path: Path) -> tuple[Bundle, str] | None:
     return (bundle, targets[0]) if targets else None
 
 
-def check_version(data: Any, file: Path, known: int) -> None:
+def check_version(data: Any, file: Path | str, known: int) -> None:
     """Raise RuntimeFault where a JSON file is of another schema version than `known`."""
     if not isinstance(data, dict):
         raise RuntimeFault(f"{file}: expected a JSON object, got {type(data).__name__}")

@@ -3,39 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import queue
-import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-# The import path is the parent's own and `runtime` is the parent's own package, so that the child
-# runs the same code from any working directory, installed or not.
-PACKAGE = Path(__file__).resolve().parent
-START = """
-import json, sys
-from importlib.util import module_from_spec, spec_from_file_location
-sys.path[:], package = json.loads(sys.argv[1])
-spec = spec_from_file_location(
-    "runtime", package + "/__init__.py", submodule_search_locations=[package]
-)
-sys.modules["runtime"] = module_from_spec(spec)
-spec.loader.exec_module(sys.modules["runtime"])
-from runtime.measure import main
-main()
-"""
-THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-)
-STDERR_TAIL = 400
+from runtime.interpreter import command, environment, how_it_ended, last_words
+
 PATIENCE_S = 3.0
 
 
@@ -51,13 +27,13 @@ class Child:
         # A file, not a pipe: nobody reads it while the child runs, and it must never block.
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", START, json.dumps([sys.path, str(PACKAGE)])],
+            command("runtime.measure"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             text=True,
             encoding="utf-8",
-            env=os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads)),
+            env=environment(threads),
         )
         self._answers: queue.Queue[str] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -77,7 +53,7 @@ class Child:
         try:
             line = self._answers.get(timeout=timeout_s)
         except queue.Empty:
-            tail = self._tail()
+            tail = last_words(self._stderr)
             self.close(patience_s=0)
             raise ChildFailedError(
                 f"no answer to '{question['do']}' within {timeout_s:.0f} s; "
@@ -88,12 +64,16 @@ class Child:
             self._answers.put("")  # a later question gets the same answer
             raise ChildFailedError(
                 f"the measuring process ended at '{question['do']}' with "
-                f"{_how_it_ended(self._process.returncode)}{self._tail()}"
+                f"{how_it_ended(self._process.returncode)}{last_words(self._stderr)}"
             )
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise ChildFailedError(answer["error"])
         return answer
+
+    def kill(self) -> None:
+        """End the process at once, from any thread; a question under way fails."""
+        self._process.kill()
 
     def close(self, patience_s: float = PATIENCE_S) -> None:
         """End the process: by end of input, and by force if it does not follow."""
@@ -114,21 +94,3 @@ class Child:
             for line in answers:
                 self._answers.put(line)
         self._answers.put("")
-
-    def _tail(self) -> str:
-        if self._stderr.closed:
-            return ""
-        self._stderr.seek(0, os.SEEK_END)
-        self._stderr.seek(max(0, self._stderr.tell() - STDERR_TAIL))
-        text = " ".join(self._stderr.read().decode("utf-8", "replace").split())
-        return f"; its last words: {text}" if text else ""
-
-
-def _how_it_ended(code: int) -> str:
-    """'exit code 3' or 'signal SIGSEGV'."""
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return f"signal {signal.Signals(-code).name}"
-    except ValueError:
-        return f"signal {-code}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from runtime.errors import RuntimeFault
@@ -18,15 +19,25 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_tree(path: Path) -> str:
-    """sha256 over a folder: a line `path NUL digest NUL size` for each file, in the order of paths.
+    """sha256 over a folder, see tree_digest; empty folders do not count.
 
-    Paths are relative and POSIX, so the digest is the same on every system; empty folders do not
-    count. Raises RuntimeFault on a symbolic link.
+    Raises RuntimeFault on a symbolic link.
+    """
+    return tree_digest(
+        (file.relative_to(path).as_posix(), sha256_file(file), file.stat().st_size)
+        for file in _files(path)
+    )
+
+
+def tree_digest(files: Iterable[tuple[str, str, int]]) -> str:
+    """sha256 over (path, sha256, size) of files: a line `path NUL sha256 NUL size` for each.
+
+    Paths are relative and POSIX and the lines in their order, so the digest is the same on every
+    system.
     """
     total = hashlib.sha256()
-    for file in _files(path):
-        name = file.relative_to(path).as_posix()
-        total.update(f"{name}\0{sha256_file(file)}\0{file.stat().st_size}\n".encode())
+    for name, sha256, size in sorted(files):
+        total.update(f"{name}\0{sha256}\0{size}\n".encode())
     return total.hexdigest()
 
 

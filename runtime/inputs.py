@@ -6,7 +6,7 @@ import numpy as np
 
 from runtime.errors import RuntimeFault
 from runtime.manifest import Preprocessing, TensorSpec
-from runtime.sessions.base import Array
+from runtime.sessions.base import Array, takes
 
 
 def to_input(picture_HWC: Array, spec: TensorSpec) -> Array:
@@ -17,7 +17,7 @@ def to_input(picture_HWC: Array, spec: TensorSpec) -> Array:
     """
     x_BHWC = picture_HWC[None]
     x = np.transpose(x_BHWC, (0, 3, 1, 2)) if spec.layout == "NCHW" else x_BHWC
-    if list(x.shape) != spec.shape:
+    if not takes(spec, x.shape):
         raise RuntimeFault(
             f"input '{spec.name}': the artefact takes {spec.shape}"
             f" ({spec.layout or 'unknown layout'}), the picture gives {list(x.shape)}"
@@ -55,8 +55,11 @@ def plain_preprocessing(spec: TensorSpec) -> Preprocessing:
 
 
 def random_input(spec: TensorSpec, seed: int = 0) -> Array:
-    """A seeded random batch for `spec`: uniform in [0,1], or in [0,255] where it takes integers."""
-    x = np.random.default_rng(seed).random(spec.shape, dtype=np.float32)
+    """A seeded random batch for `spec`: uniform in [0,1], or in [0,255] where it takes integers.
+
+    Where the artefact takes any number of rows the batch has one.
+    """
+    x = np.random.default_rng(seed).random(spec.shape_of(1), dtype=np.float32)
     wants = np.dtype(spec.dtype)
     if wants.kind in "iu":
         top = min(np.iinfo(wants).max, 255)

@@ -62,7 +62,7 @@ class Measuring:
             "first_run_ms": first,
             "engine": self.session.engine,
             "engine_version": self.session.engine_version,
-            "input_shape": spec.shape,
+            "input_shape": list(self.x.shape),
             "input_dtype": spec.dtype,
             "before_load": before,
             "after_load": after,

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from runtime.cancel import Cancel, Progress
 from runtime.child import Child, ChildFailedError
 from runtime.cores import pick_cores
 from runtime.digest import sha256_of, size_of
@@ -33,8 +33,6 @@ LOAD_TIMEOUT_S = 300.0
 ANSWER_TIMEOUT_S = 60.0
 SLACK = 20  # a block may take this many times what the warm-up predicts
 PER_OP_RUNS = 20
-
-Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -74,13 +72,14 @@ def profile(
     max_time_s: float = 120.0,
     per_op: bool = False,
     progress: Progress | None = None,
+    cancel: Cancel | None = None,
 ) -> RunRecord:
     """Measure every item, interleaved, and compare each with the fastest.
 
     Each item gets at least `runs` samples and `min_time_s` seconds of them, unless all together
     would take longer than max_time_s seconds; then fewer, and a note says so. progress gets a
     message and the fraction done. An item that fails becomes NotMeasured. Raises RuntimeFault for
-    no items or impossible numbers.
+    no items or impossible numbers, Cancelled once cancel says so.
     """
     if not items:
         raise RuntimeFault("nothing to profile: give a bundle or an artefact file")
@@ -89,7 +88,8 @@ def profile(
             f"expected threads >= 1, runs >= 1 and times >= 0, got threads {threads}, runs {runs}, "
             f"min_time_s {min_time_s}, max_time_s {max_time_s}"
         )
-    tell = progress or (lambda message, fraction: None)
+    cancel = cancel or Cancel()
+    tell = cancel.checked(progress)
     environment = describe()
     settings = _Settings(
         threads, runs, min(BLOCKS, runs), min_time_s, max_time_s, pick_cores(threads)
@@ -104,6 +104,7 @@ def profile(
             tell(f"{item.label}: load and warm up", 0.3 * number / len(items))
             child = Child(threads)
             children.callback(child.close)
+            cancel.watch(child)
             try:
                 running.append(_start(item, child, settings))
             except (ChildFailedError, RuntimeFault) as error:

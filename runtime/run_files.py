@@ -27,18 +27,25 @@ def save_run(record: RunRecord, path: Path) -> None:
 def load_run(path: Path) -> RunRecord:
     """Read a run. Raises RuntimeFault where the file is no run or of a newer edgevit."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
     except OSError as error:
         raise RuntimeFault(f"cannot read {path}: {error.strerror}") from error
+    return parse_run(data, path)
+
+
+def parse_run(text: str | bytes, origin: Path | str) -> RunRecord:
+    """The run in a JSON text; `origin` is where it came from, for RuntimeFault."""
+    try:
+        data = json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RuntimeFault(f"{path} is not JSON ({error})") from error
+        raise RuntimeFault(f"{origin} is not JSON ({error})") from error
     if not isinstance(data, dict) or data.get("kind") != "edgevit-run":
-        raise RuntimeFault(f"{path} is not a run file: expected the JSON of `edgevit profile`")
-    check_version(data, path, RUN_SCHEMA_VERSION)
+        raise RuntimeFault(f"{origin} is not a run file: expected the JSON of `edgevit profile`")
+    check_version(data, origin, RUN_SCHEMA_VERSION)
     try:
         return RunRecord.model_validate(data)
     except ValidationError as error:
-        raise RuntimeFault(f"{path}: {first_problem(error)}") from error
+        raise RuntimeFault(f"{origin}: {first_problem(error)}") from error
 
 
 def write_csv(record: RunRecord, path: Path) -> None:

@@ -18,6 +18,7 @@ class Environment(Record):
     """The device, as far as its operating system tells."""
 
     device: str
+    name: str | None = Field(default=None, description="of the agent that measured, if one did")
     hostname: str
     system: str
     machine: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,8 +47,8 @@ def verify_artifact(
         verification = verification.model_copy(update={"first_divergence": first})
     return {
         "verification": verification.model_dump(),
-        "input": specs[0].model_dump(),
-        "output": specs[1].model_dump(),
+        "input": asdict(specs[0]),
+        "output": asdict(specs[1]),
         "delegation": delegation.model_dump() if delegation else None,
     }
 
@@ -62,8 +63,8 @@ def _core_ml_not_executed(job: Job, classes: int) -> dict[str, Any]:
             prover=TARGETS["coreml"].engine,
             reason=f"converted, not executed: {MACOS_ONLY}",
         ).model_dump(),
-        "input": image.model_dump(),
-        "output": TensorSpec(name="logits", shape=[1, classes], dtype="float32").model_dump(),
+        "input": asdict(image),
+        "output": asdict(TensorSpec(name="logits", shape=[1, classes], dtype="float32")),
         "delegation": None,
     }
 

@@ -6,14 +6,17 @@ import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import RuntimeFault
-from runtime.manifest import Delegation, Layout, TensorSpec
-from runtime.run_record import OpTime
+from runtime.tensor_spec import ANY, Layout, TensorSpec
+
+if TYPE_CHECKING:  # an engine process loads no schemas, which is a tenth of its memory
+    from runtime.manifest import Delegation
+    from runtime.run_record import OpTime
 
 Array = NDArray[Any]
 
@@ -28,7 +31,7 @@ class Session(Protocol):
     output: TensorSpec
 
     def run(self, x: Array) -> Array:
-        """Run once. x has exactly `input.shape` and `input.dtype`; the result is the logits."""
+        """Run once. x is as `input` says, in any memory; the result is the logits, freshly made."""
         ...
 
     def per_op(self, x: Array, runs: int) -> tuple[list[OpTime] | None, str | None]:
@@ -109,7 +112,7 @@ def check_input(x: Array, spec: TensorSpec) -> None:
     """Refuse an input before the engine sees it. Raises RuntimeFault: expected and got."""
     if not isinstance(x, np.ndarray):
         raise RuntimeFault(f"input '{spec.name}': expected a numpy array, got {type(x).__name__}")
-    if list(x.shape) != spec.shape:
+    if not takes(spec, x.shape):
         raise RuntimeFault(
             f"input '{spec.name}': expected shape {spec.shape}"
             + (f" ({spec.layout})" if spec.layout else "")
@@ -119,8 +122,15 @@ def check_input(x: Array, spec: TensorSpec) -> None:
         raise RuntimeFault(f"input '{spec.name}': expected dtype {spec.dtype}, got {x.dtype}")
 
 
+def takes(spec: TensorSpec, shape: Sequence[int]) -> bool:
+    """Whether an array of this shape goes in: equal to the spec's, or any number of rows."""
+    if spec.shape[:1] == [ANY] and shape and shape[0] >= 1:
+        return list(shape[1:]) == spec.shape[1:]
+    return list(shape) == spec.shape
+
+
 def layout_of(shape: list[int]) -> Layout | None:
-    """The layout of a picture tensor, from its shape: (1,3,H,W) NCHW, (1,H,W,3) NHWC, else None."""
+    """The layout of a picture tensor, from its shape: (N,3,H,W) NCHW, (N,H,W,3) NHWC, else None."""
     if len(shape) != 4:
         return None
     return "NCHW" if shape[1] == 3 else "NHWC" if shape[3] == 3 else None
@@ -141,6 +151,8 @@ def run_failed(engine: str, path: Path, error: Exception) -> RuntimeFault:
 
 def op_times(parts: Sequence[tuple[str, str, float, str | None]]) -> list[OpTime]:
     """OpTime entries with shares from (name, type, ms a run, delegate), in that order."""
+    from runtime.run_record import OpTime
+
     total = sum(ms for _, _, ms, _ in parts)
     return [
         OpTime(name=n, type=t, ms=ms, share=ms / total if total else 0.0, delegate=d)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import platform
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from runtime.errors import RuntimeFault, missing_extra
-from runtime.manifest import Delegation, TensorSpec
-from runtime.run_record import OpTime
 from runtime.sessions.base import Array, check_input, closed, layout_of, run_failed
+from runtime.tensor_spec import TensorSpec
+
+if TYPE_CHECKING:
+    from runtime.manifest import Delegation
+    from runtime.run_record import OpTime
 
 MACOS_ONLY = "Core ML runs on macOS only"
 NOT_HERE = f"{MACOS_ONLY}; the artefact is converted, not executed here"

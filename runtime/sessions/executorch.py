@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from runtime.errors import RuntimeFault, missing_extra
-from runtime.manifest import Delegation, TensorSpec
-from runtime.run_record import OpTime
 from runtime.sessions.base import Array, check_input, closed, layout_of, run_failed
 from runtime.sessions.pte import read_program
 from runtime.sessions.quiet import engine_chatter
+from runtime.tensor_spec import TensorSpec
+
+if TYPE_CHECKING:
+    from runtime.manifest import Delegation
+    from runtime.run_record import OpTime
 
 METHOD = "forward"
 # c10::ScalarType, the numbers of executorch/schema/scalar_type.fbs
@@ -105,6 +108,8 @@ class ExecuTorchSession:
             raise closed(self._path)
         program = self._program
         inside, outside = program.delegated_nodes, program.kernels.total()
+        from runtime.manifest import Delegation
+
         return Delegation(
             delegate="+".join(sorted(program.delegate_calls)) or "XnnpackBackend",
             partitions=program.delegate_calls.total(),

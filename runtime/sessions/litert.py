@@ -6,30 +6,27 @@ import importlib
 from collections import Counter
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from runtime.errors import RuntimeFault, missing_extra
-from runtime.manifest import Delegation, TensorSpec
-from runtime.run_record import OpTime
-from runtime.sessions import litert_profile
 from runtime.sessions.base import Array, check_input, closed, layout_of, run_failed
+from runtime.sessions.installed import PACKAGES
 from runtime.sessions.quiet import engine_chatter
+from runtime.tensor_spec import ANY, TensorSpec
 
-# The current package first; the old one still runs on 32-bit boards.
-PACKAGES = (
-    ("ai_edge_litert.interpreter", "ai-edge-litert"),
-    ("tflite_runtime.interpreter", "tflite-runtime"),
-)
+if TYPE_CHECKING:
+    from runtime.manifest import Delegation
+    from runtime.run_record import OpTime
 
 
 def import_engine() -> tuple[type[Any], str, str]:
     """The Interpreter class, its package and that package's version. Raises MissingExtra."""
-    for module, package in PACKAGES:
+    for module, package in PACKAGES["litert"]:
         try:
             with engine_chatter():
-                interpreter = importlib.import_module(module).Interpreter
+                interpreter = importlib.import_module(f"{module}.interpreter").Interpreter
         except ImportError:
             continue
         return interpreter, package, metadata.version(package)
@@ -62,6 +59,7 @@ class LiteRTSession:
             ) from said_error
         self.input, self._in = _only("input", self._interpreter.get_input_details(), path)
         self.output, self._out = _only("output", self._interpreter.get_output_details(), path)
+        self._rows = 0  # that the interpreter is set to, where it takes any number of them
 
     def run(self, x: Array) -> Array:
         """Run once: x as `input` says, the result as `output` says, freshly allocated."""
@@ -69,6 +67,8 @@ class LiteRTSession:
             raise closed(self._path)
         check_input(x, self.input)
         try:
+            if self.input.shape[:1] == [ANY] and x.shape[0] != self._rows:
+                self._resize(x.shape[0])
             self._interpreter.set_tensor(self._in, x)
             self._interpreter.invoke()
         except (RuntimeError, ValueError) as error:
@@ -78,6 +78,8 @@ class LiteRTSession:
 
     def per_op(self, x: Array, runs: int) -> tuple[list[OpTime] | None, str | None]:
         """Time of each op by LiteRT's profiler, XNNPACK's inner ops included."""
+        from runtime.sessions import litert_profile
+
         if self._interpreter is None:
             raise closed(self._path)
         check_input(x, self.input)
@@ -117,6 +119,8 @@ class LiteRTSession:
                 replaced.add(op["index"])
                 pending.extend(int(t) for t in op["inputs"] if t >= 0)
         outside = Counter(op["op_name"] for op in nodes if op["index"] not in replaced)
+        from runtime.manifest import Delegation
+
         return Delegation(
             delegate="XNNPACK",
             partitions=len(partitions),
@@ -128,6 +132,14 @@ class LiteRTSession:
     def close(self) -> None:
         """Free the interpreter."""
         self._interpreter = None
+
+    def _resize(self, rows: int) -> None:
+        """Set the interpreter to batches of another size."""
+        self._rows = 0
+        with engine_chatter():
+            self._interpreter.resize_tensor_input(self._in, self.input.shape_of(rows))
+            self._interpreter.allocate_tensors()
+        self._rows = rows
 
     def _ops(self) -> list[dict[str, Any]]:
         """The nodes of the main subgraph: index, op_name, inputs, outputs (tensor indices)."""
@@ -148,6 +160,14 @@ def _only(kind: str, details: list[dict[str, Any]], path: Path) -> tuple[TensorS
         raise RuntimeFault(f"{path.name}: expected one {kind}, the file has {len(details)}")
     detail = details[0]
     shape = [int(n) for n in detail["shape"]]
+    signature = [int(n) for n in detail.get("shape_signature", shape)]
+    if ANY in signature[1:]:
+        raise RuntimeFault(
+            f"{path.name}: {kind} '{detail['name']}' has the shape {signature}: only the first "
+            "size may be free, the batch; convert it with the other sizes fixed"
+        )
+    if signature[:1] == [ANY]:
+        shape[0] = ANY
     spec = TensorSpec(
         name=detail["name"],
         shape=shape,

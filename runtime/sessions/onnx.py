@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from runtime.errors import RuntimeFault, missing_extra
-from runtime.manifest import Delegation, TensorSpec
-from runtime.run_record import OpTime
 from runtime.sessions.base import Array, check_input, closed, layout_of, op_times, run_failed
 from runtime.sessions.quiet import engine_chatter
+from runtime.tensor_spec import ANY, TensorSpec
+
+if TYPE_CHECKING:
+    from runtime.manifest import Delegation
+    from runtime.run_record import OpTime
 
 PROVIDERS = ["CPUExecutionProvider"]
-ERRORS_ONLY = 3
+FATAL_ONLY = 4  # an error of a run is raised: it need not be printed, once a request, as well
 DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -52,6 +56,9 @@ class OnnxSession:
         self._session: Any = self._open(self._options())
         self.input = _only("input", self._session.get_inputs(), path)
         self.output = _only("output", self._session.get_outputs(), path)
+        if self.input.shape[:1] != [ANY]:  # then the exporter just did not work the output out
+            fixed = self.output.shape_of(self.input.shape[0] if self.input.shape else 1)
+            self.output = replace(self.output, shape=fixed)
 
     def run(self, x: Array) -> Array:
         """Run once: x as `input` says, the result as `output` says, freshly allocated."""
@@ -93,7 +100,7 @@ class OnnxSession:
         options = self._onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = ERRORS_ONLY
+        options.log_severity_level = FATAL_ONLY
         return options
 
     def _open(self, options: Any) -> Any:
@@ -135,15 +142,18 @@ def _means(events: list[dict[str, Any]], runs: int) -> tuple[list[OpTime] | None
 
 
 def _only(kind: str, values: list[Any], path: Path) -> TensorSpec:
-    """The spec of the only input or output; a free first dimension is taken as 1."""
+    """The spec of the only input or output; a free first dimension is -1, any number of rows."""
     if len(values) != 1:
         raise RuntimeFault(f"{path.name}: expected one {kind}, the file has {len(values)}")
     value = values[0]
     sizes = list(value.shape)
     if sizes and not isinstance(sizes[0], int):
-        sizes[0] = 1
+        sizes[0] = ANY
     if not all(isinstance(n, int) for n in sizes):
-        raise RuntimeFault(f"{path.name}: {kind} '{value.name}' has no fixed shape: {value.shape}")
+        raise RuntimeFault(
+            f"{path.name}: {kind} '{value.name}' has the shape {value.shape}: only the first size "
+            "may be free, the batch; export it with the other sizes fixed"
+        )
     if value.type not in DTYPES:
         raise RuntimeFault(f"{path.name}: {kind} '{value.name}' is a {value.type}, not a tensor")
     return TensorSpec(

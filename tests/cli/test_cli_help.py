@@ -8,10 +8,13 @@ from cli_tools import edgevit, hide, start
 from edgevit import __version__
 
 VERBS = [
+    "agent",
     "convert",
+    "devices",
     "eval",
     "inspect",
     "models",
+    "partition",
     "predict",
     "profile",
     "report",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +115,8 @@ def manifest_of(tiny: Tiny, folder: Path, targets: list[str]) -> dict[str, Any]:
             "sha256": sha256_of(path),
             "size_bytes": size_of(path),
             "precision": "fp32",
-            "input": session.input.model_dump(),
-            "output": session.output.model_dump(),
+            "input": asdict(session.input),
+            "output": asdict(session.output),
             "engine": session.engine,
             "tool_versions": {},
             "verification": {"status": "passed", "prover": "test"},
@@ -167,6 +167,25 @@ def manifest_of(tiny: Tiny, folder: Path, targets: list[str]) -> dict[str, Any]:
 MakeBundle = Callable[..., Path]
 
 
+def write_bundle(
+    tiny: Tiny,
+    folder: Path,
+    targets: tuple[str, ...],
+    change: Callable[[dict[str, Any]], object] | None = None,
+) -> Path:
+    """Make a bundle of the tiny network in a new folder; give the folder."""
+    folder.mkdir()
+    for target in targets:
+        path = tiny.paths[target]
+        (folder / path.name).write_bytes(path.read_bytes())
+    np.savez(folder / "reference.npz", inputs=tiny.inputs_NHWC, outputs=tiny.outputs_NK)
+    manifest = manifest_of(tiny, folder, list(targets))
+    if change is not None:
+        change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
 @pytest.fixture
 def make_bundle(tiny: Tiny, tmp_path: Path) -> MakeBundle:
     """Build a bundle folder; `change` may edit the manifest before it is written."""
@@ -176,16 +195,12 @@ def make_bundle(tiny: Tiny, tmp_path: Path) -> MakeBundle:
         change: Callable[[dict[str, Any]], object] | None = None,
         name: str = "bundle",
     ) -> Path:
-        folder = tmp_path / name
-        folder.mkdir()
-        for target in targets:
-            path = tiny.paths[target]
-            (folder / path.name).write_bytes(path.read_bytes())
-        np.savez(folder / "reference.npz", inputs=tiny.inputs_NHWC, outputs=tiny.outputs_NK)
-        manifest = manifest_of(tiny, folder, list(targets))
-        if change is not None:
-            change(manifest)
-        (folder / "manifest.json").write_text(json.dumps(manifest))
-        return folder
+        return write_bundle(tiny, tmp_path / name, targets, change)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny network for LiteRT and ONNX Runtime, in a folder `tiny`; not to be changed."""
+    return write_bundle(tiny, tmp_path_factory.mktemp("bundles") / "tiny", ("tflite", "onnx"))

@@ -1,0 +1,269 @@
+"""The agent of a device: every part put together, from the first check to the last drain."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import socket
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.bundle import read_bundle
+from runtime.errors import RuntimeFault
+from runtime.manifest import MANIFEST_NAME
+from runtime.serving.addresses import Address, parse_address
+from runtime.serving.device_service import DeviceService
+from runtime.serving.ending import Grace, ending, first_of
+from runtime.serving.grpc_server import bind, make_server
+from runtime.serving.health import Health
+from runtime.serving.inference_service import InferenceService
+from runtime.serving.limits import Limits
+from runtime.serving.logs import LEVELS, log_to_stderr
+from runtime.serving.model import ModelSettings
+from runtime.serving.models import Models
+from runtime.serving.names import default_name
+from runtime.serving.observer import NOBODY, Observer
+from runtime.serving.reflection import Reflection
+from runtime.serving.security import Security, check_reach, read_security
+from runtime.serving.store import Store
+from runtime.wire.descriptors import (
+    DEVICE,
+    HEALTH,
+    INFERENCE,
+    REFLECTION,
+    REFLECTION_ALPHA,
+    SERVICES,
+)
+from runtime.wire.service import handler
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """What `edgevit agent` can be told; the defaults are its own.
+
+    load names bundle folders, or NAME or NAME/TARGET of the store. quota and message_bytes are
+    bytes, grace_s seconds.
+    """
+
+    store: Path
+    listen: str = "127.0.0.1:8001"
+    load: tuple[str, ...] = ()
+    name: str | None = None
+    threads: int = 1
+    instances: int = 1
+    queue: int = 64
+    isolate: bool = True
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    token_file: Path | None = None
+    insecure: bool = False
+    metrics: str | None = None
+    quota: int | None = None
+    message_bytes: int = Limits.message_bytes
+    concurrent_calls: int = Limits.concurrent_calls
+    grace_s: float = 10.0
+    log_level: str = "info"
+
+
+@dataclass(frozen=True)
+class Running:
+    """An agent that takes calls. The addresses hold the ports that the system gave."""
+
+    address: Address
+    metrics: Address | None
+    name: str
+    store: Store
+    models: Models
+
+    def facts(self) -> dict[str, Any]:
+        """What a script wants to know of it, for JSON."""
+        return {
+            "address": str(self.address),
+            "metrics": str(self.metrics) if self.metrics else None,
+            "name": self.name,
+            "device_id": self.store.device_id,
+            "store": str(self.store.root),
+            "models": [
+                {"name": m.name, "version": m.version, "target": m.target}
+                for m in self.models.loaded()
+            ],
+            "pid": os.getpid(),
+        }
+
+
+Ready = Callable[[Running], None]
+
+
+def run(config: AgentConfig, ready: Ready | None = None) -> int:
+    """Serve until SIGTERM, SIGINT or SIGHUP, then drain; the exit code. Logs go to stderr.
+
+    A second signal ends the process at once, and so does the end of the grace period; therefore
+    nothing but this belongs into the process. Raises RuntimeFault where the agent cannot start.
+    """
+    if config.log_level not in LEVELS:
+        raise RuntimeFault(
+            f"expected a --log-level of {', '.join(LEVELS)}, got '{config.log_level[:40]}'"
+        )
+    if not math.isfinite(config.grace_s) or config.grace_s < 0:
+        raise RuntimeFault(f"expected a --grace of 0 seconds or more, got {config.grace_s}")
+    log_to_stderr(config.log_level)
+    asyncio.run(_until_a_signal(config, ready))
+    return 0
+
+
+async def _until_a_signal(config: AgentConfig, ready: Ready | None) -> None:
+    with ending(config.grace_s) as stop:
+        await serve(config, ready, stop)
+    log.info("ended")
+
+
+async def serve(
+    config: AgentConfig, ready: Ready | None = None, stop: asyncio.Event | None = None
+) -> None:
+    """Serve until `stop` is set, then drain. `ready` is called once every model of `load` is ready.
+
+    Raises RuntimeFault where the configuration, the store or a model of `load` is not right.
+    """
+    stop = stop or asyncio.Event()
+    address, metrics_address = _addresses(config)
+    security = _security(config, address, metrics_address)
+    limits = Limits(
+        message_bytes=config.message_bytes,
+        concurrent_calls=config.concurrent_calls,
+        store_bytes=config.quota,
+    )
+    grace = Grace(config.grace_s)
+    async with AsyncExitStack() as stack:
+        store = Store.open(config.store, config.quota, limits)
+        stack.callback(store.close)
+        name = config.name or socket.gethostname()
+        metrics = _metrics(name, store) if metrics_address else None
+        observer: Observer = metrics or NOBODY
+        settings = ModelSettings(
+            threads=config.threads, instances=config.instances, queue=config.queue,
+            isolate=config.isolate,
+        )  # fmt: skip
+        models = Models(store, settings, observer)
+        wanted = [_checked_load(entry, store) for entry in config.load]
+        health = Health()
+        server = make_server(limits, security)
+        inference = InferenceService(models, observer, health.serving)
+        services: dict[str, object] = {
+            INFERENCE: inference,
+            DEVICE: DeviceService(
+                store, models, limits, name,
+                served=lambda: inference.answered,
+                uploaded=metrics.upload if metrics is not None else _unseen,
+            ),
+            HEALTH: health,
+            REFLECTION: Reflection(REFLECTION, SERVICES),
+            REFLECTION_ALPHA: Reflection(REFLECTION_ALPHA, SERVICES),
+        }  # fmt: skip
+        server.add_generic_rpc_handlers([handler(each, services[each]) for each in SERVICES])
+        address = bind(server, address, security)
+        stack.push_async_callback(lambda: models.close(grace.left()))
+        if metrics is not None and metrics_address is not None:
+            metrics_address = _serve_metrics(metrics, metrics_address, security, models, stack)
+        _tell_health(health, models)
+        await server.start()
+        stack.push_async_callback(lambda: _drain(server, health, grace))
+        log.info("listening", extra={"address": str(address), "tls": security.tls})
+        loading = asyncio.create_task(_load(wanted, store, models))
+        await first_of(loading, stop)
+        if not stop.is_set():
+            loading.result()
+            for service in ("", INFERENCE):
+                health.set(service, True)
+            log.info("ready", extra={"models": [model.name for model in models.loaded()]})
+            if ready is not None:
+                ready(Running(address, metrics_address, name, store, models))
+            await stop.wait()
+
+
+def _addresses(config: AgentConfig) -> tuple[Address, Address | None]:
+    metrics = parse_address(config.metrics) if config.metrics is not None else None
+    return parse_address(config.listen), metrics
+
+
+def _security(config: AgentConfig, address: Address, metrics: Address | None) -> Security:
+    """Every secret read and every address allowed."""
+    security = read_security(
+        config.tls_cert, config.tls_key, config.tls_client_ca, config.token_file
+    )
+    for each, flag in ((address, "--listen"), (metrics, "--metrics")):
+        if each is not None:
+            check_reach(each, security, config.insecure, flag)
+            if not each.loopback and security.token is not None and not security.tls:
+                log.warning("the token travels unencrypted; give --tls-cert and --tls-key")
+    return security
+
+
+def _metrics(name: str, store: Store) -> Any:
+    from runtime.serving.metrics import Metrics  # prometheus_client only where it is asked for
+
+    return Metrics(name, store.device_id)
+
+
+def _serve_metrics(
+    metrics: Any, address: Address, security: Security, models: Models, stack: AsyncExitStack
+) -> Address:
+    from runtime.serving.metrics_server import MetricsServer
+
+    metrics.watch(models.loaded)
+    server = MetricsServer(address, metrics.registry, security)
+    stack.callback(server.close)
+    return server.address
+
+
+def _checked_load(entry: str, store: Store) -> str | Path:
+    """A bundle folder, or the name of a model in the store. Raises RuntimeFault for neither."""
+    if (Path(entry) / MANIFEST_NAME).is_file():
+        return read_bundle(Path(entry)).path
+    try:
+        store.find(entry.partition("/")[0])
+    except RuntimeFault as error:
+        if Path(entry).exists():
+            return read_bundle(Path(entry)).path  # which says what it lacks
+        raise RuntimeFault(f"--load {entry}: no such folder, and {error}") from error
+    return entry
+
+
+async def _load(wanted: list[str | Path], store: Store, models: Models) -> None:
+    """What was loaded before this start, then what this one asks for."""
+    await models.restore()
+    for entry in wanted:
+        name = entry if isinstance(entry, str) else await asyncio.to_thread(_add, entry, store)
+        await models.load(name)
+
+
+def _add(path: Path, store: Store) -> str:
+    """The name under which a local bundle is in the store now."""
+    name = default_name(read_bundle(path).manifest.model.ref)
+    store.add(path, name)
+    return name
+
+
+def _tell_health(health: Health, models: Models) -> None:
+    """The server is not ready yet; its other services are; models tell of themselves."""
+    for service in SERVICES:
+        health.set(service, service != INFERENCE)
+    health.set("", False)
+    models.subscribe(health.set)
+
+
+def _unseen(status: str) -> None:
+    """How an upload ended, where nobody counts."""
+
+
+async def _drain(server: Any, health: Health, grace: Grace) -> None:
+    """No new calls; those that run may end within the grace period."""
+    health.drain()
+    await server.stop(grace.left())
