@@ -1,13 +1,24 @@
-"""edgevit profile: measure artefacts here, interleaved, each in a fresh process."""
+"""edgevit profile: measure artefacts, here or on devices, interleaved, each in a fresh process."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgevit.cli.app import AsJson, Threads, app
+from edgevit.cli.device_options import (
+    DevicesFile,
+    TlsCa,
+    TlsCert,
+    TlsKey,
+    TokenFile,
+    quiet_grpc,
+)
+
+if TYPE_CHECKING:
+    from edgevit.cli.report import ReportFiles
 
 
 @app.command("profile")
@@ -17,37 +28,72 @@ def profile(
         Path | None,
         typer.Option("-o", "--output", help="report.html; RUN.json and the CSV go beside it."),
     ] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--device",
+            metavar="local|NAME|HOST:PORT",
+            help="Where to measure, several times for several devices in one report.",
+        ),
+    ] = None,
     threads: Threads = 1,
     runs: Annotated[int, typer.Option("--runs", min=1, help="Samples per artefact.")] = 100,
     per_op: Annotated[
         bool, typer.Option("--per-op", help="Time every op too, where the engine can.")
     ] = False,
+    devices_file: DevicesFile = None,
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Profile artefacts on this machine: latency, load, first run, memory, delegation."""
-    from edgevit.cli.output import print_json, print_next, stderr, stdout
-    from edgevit.cli.report import report_files, write_report
+    """Profile artefacts here or on devices: latency, load, first run, memory, delegation."""
+    from edgevit.cli.report import report_files
+
+    files = report_files(out)
+    if device:
+        quiet_grpc()
+        from edgevit.cli.profile_devices import Where, profile_on_devices
+        from runtime.client_calls import ProfileOptions
+        from runtime.devices import AddressOptions
+
+        where = Where(device, devices_file, AddressOptions(tls_ca, tls_cert, tls_key, token_file))
+        good = profile_on_devices(
+            paths, where, ProfileOptions(threads, runs, per_op), files, as_json
+        )
+    else:
+        good = _profile_here(paths, threads, runs, per_op, files, as_json)
+    if not good:
+        raise typer.Exit(1)
+
+
+def _profile_here(
+    paths: list[Path],
+    threads: int,
+    runs: int,
+    per_op: bool,
+    files: ReportFiles | None,
+    as_json: bool,
+) -> bool:
+    """Measure on this machine; whether anything was measured."""
+    from edgevit.cli.output import print_json, print_next, stdout
+    from edgevit.cli.profile_progress import watching
+    from edgevit.cli.report import write_report
     from runtime.profile_items import items_from
     from runtime.profiler import profile as measure
 
-    files = report_files(out)
     items = items_from(paths)
-    watched = stderr()
-    if watched.is_terminal:
-        from rich.progress import Progress
-
-        with Progress(console=watched, transient=True) as bar:
-            task = bar.add_task("profile", total=1.0)
-            record = measure(
-                items, threads, runs, per_op=per_op,
-                progress=lambda text, done: bar.update(task, description=text, completed=done),
-            )  # fmt: skip
-    else:
-        record = measure(items, threads, runs, per_op=per_op)
+    with watching() as tell:
+        record = measure(
+            items, threads, runs, per_op=per_op,
+            progress=lambda text, done: tell("", text, done),
+        )  # fmt: skip
     if files is not None:
         write_report([record], files)
     if as_json:
-        print_json({**record.model_dump(mode="json", exclude_none=True), "report": str(out or "")})
+        page = str(files.html) if files is not None else ""
+        print_json({**record.model_dump(mode="json", exclude_none=True), "report": page})
     else:
         from edgevit.reports import print_table
 
@@ -59,5 +105,4 @@ def profile(
             console.print(told, markup=False, soft_wrap=True)
         else:
             print_next(console, "edgevit", "profile", *map(str, paths), "-o", "report.html")
-    if not record.measurements:
-        raise typer.Exit(1)
+    return bool(record.measurements)

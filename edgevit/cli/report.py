@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -10,6 +13,7 @@ import typer
 from edgevit.cli.app import AsJson, app
 
 if TYPE_CHECKING:
+    from edgevit.reports import Absent
     from runtime.run_record import RunRecord
 
 
@@ -60,11 +64,38 @@ def report_files(out: Path | None) -> ReportFiles | None:
     return ReportFiles(out, out.with_suffix(".json"), out.with_suffix(".csv"))
 
 
-def write_report(records: list[RunRecord], files: ReportFiles) -> None:
-    """The page, and for a single run its JSON and CSV."""
+def write_report(
+    records: list[RunRecord],
+    files: ReportFiles,
+    names: list[str] | None = None,
+    absent: Sequence[Absent] = (),
+) -> list[ReportFiles]:
+    """The page, and JSON and CSV of each record: `report.json`, with names `report-NAME.json`."""
     from edgevit.reports import write_html
     from runtime.run_files import save_run, write_csv
 
-    save_run(records[0], files.json)
-    write_csv(records[0], files.csv)
-    write_html(records, files.html)
+    own = [files] if names is None else [_files_of(name, files) for name in _distinct(names)]
+    for record, each in zip(records, own, strict=True):
+        save_run(record, each.json)
+        write_csv(record, each.csv)
+    write_html(records, files.html, absent=absent)
+    return own
+
+
+def _files_of(name: str, files: ReportFiles) -> ReportFiles:
+    stem = f"{files.html.stem}-{name}"
+    return ReportFiles(
+        files.html, files.html.with_name(f"{stem}.json"), files.html.with_name(f"{stem}.csv")
+    )
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """The names as parts of file names, numbered where they fall together, case aside."""
+    plain = [re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-") for name in names]
+    seen: Counter[str] = Counter()
+    found = []
+    for name in plain:
+        seen[name.lower()] += 1
+        count = seen[name.lower()]
+        found.append(name if count == 1 else f"{name}-{count}")
+    return found

@@ -2,6 +2,6 @@
 
 from edgevit.reports.html import render_html, write_html
 from edgevit.reports.table import print_table
-from edgevit.reports.verdict import Finding, findings
+from edgevit.reports.verdict import Absent, Finding, findings
 
-__all__ = ["Finding", "findings", "print_table", "render_html", "write_html"]
+__all__ = ["Absent", "Finding", "findings", "print_table", "render_html", "write_html"]

@@ -16,6 +16,7 @@ from typing import Any
 from edgevit.reports import charts
 from edgevit.reports.page import build_page
 from edgevit.reports.present import decimals_for, labels, page_names, plural
+from edgevit.reports.verdict import Absent
 from runtime.errors import RuntimeFault
 from runtime.run_record import RunRecord
 
@@ -23,12 +24,14 @@ HERE = Path(__file__).parent
 EXPORT = "window.vegaEmbed = vegaEmbed;"
 
 
-def render_html(records: Sequence[RunRecord], title: str | None = None) -> str:
+def render_html(
+    records: Sequence[RunRecord], title: str | None = None, absent: Sequence[Absent] = ()
+) -> str:
     """The report of one or more records as one HTML document.
 
-    `title` replaces the heading that is made from the models and devices. Every text that comes
-    from a record is escaped. Raises RuntimeFault where there is no record to show, or where the
-    installed Altair and vl-convert do not fit together.
+    `title` replaces the heading that is made from the models and devices; `absent` are devices that
+    gave no record. Every text that comes from a record is escaped. Raises RuntimeFault where there
+    is no record to show, or where the installed Altair and vl-convert do not fit together.
     """
     import jinja2
     from markupsafe import Markup
@@ -46,7 +49,7 @@ def render_html(records: Sequence[RunRecord], title: str | None = None) -> str:
     )
     environment.filters["tight"] = _tight
     return environment.get_template("report.html.j2").render(
-        page=build_page(records, title),
+        page=build_page(records, title, absent),
         css=Markup((HERE / "report.css").read_text(encoding="utf-8")),  # noqa: S704 our own file
         bundle=Markup(_bundle()) if plan["rows"] else "",  # noqa: S704 the library's own file
         data=_script_json([_numbers(record) for record in records]),
@@ -58,12 +61,17 @@ def render_html(records: Sequence[RunRecord], title: str | None = None) -> str:
     )
 
 
-def write_html(records: Sequence[RunRecord], path: Path, title: str | None = None) -> None:
+def write_html(
+    records: Sequence[RunRecord],
+    path: Path,
+    title: str | None = None,
+    absent: Sequence[Absent] = (),
+) -> None:
     """Write the report to `path`, whole or not at all.
 
     Raises RuntimeFault where the file cannot be written; an older report is then left as it was.
     """
-    text = render_html(records, title)
+    text = render_html(records, title, absent)
     path = Path(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

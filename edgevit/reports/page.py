@@ -11,6 +11,7 @@ from edgevit.reports.present import (
     Mark,
     date,
     decimals_for,
+    device_of,
     engine_name,
     labels,
     megabytes,
@@ -24,7 +25,7 @@ from edgevit.reports.present import (
     verification_mark,
 )
 from edgevit.reports.ratios import failed, fastest, ratio_of, times
-from edgevit.reports.verdict import Finding, findings
+from edgevit.reports.verdict import Absent, Finding, findings
 from runtime.run_record import Environment, Measurement, OpTime, RunRecord
 
 TOP_OPS = 15
@@ -115,8 +116,10 @@ class Page:
         return len(self.records) > 1
 
 
-def build_page(records: Sequence[RunRecord], title: str | None = None) -> Page:
-    """The page of one or more records."""
+def build_page(
+    records: Sequence[RunRecord], title: str | None = None, absent: Sequence[Absent] = ()
+) -> Page:
+    """The page of one or more records, and of the devices that gave none."""
     names = page_names(records)
     places = record_names(records)
     tints = colours(records)
@@ -137,7 +140,7 @@ def build_page(records: Sequence[RunRecord], title: str | None = None) -> Page:
         subtitle=views[0].subtitle
         if len(records) == 1
         else f"{len(records)} records: {'; '.join(places)}",
-        findings=findings(records),
+        findings=findings(records, absent),
         records=views,
         ops=[
             _ops(m, name, shade)
@@ -150,7 +153,7 @@ def build_page(records: Sequence[RunRecord], title: str | None = None) -> Page:
 
 def _title(records: Sequence[RunRecord]) -> str:
     models = list(dict.fromkeys(m for r in records for m in models_of(r)))
-    devices = list(dict.fromkeys(r.environment.device for r in records))
+    devices = list(dict.fromkeys(device_of(r) for r in records))
     what = ", ".join(models) if models else "Profile"
     where = devices[0] if len(devices) == 1 else f"{len(devices)} devices"
     return f"{what} on {where}"
@@ -161,7 +164,7 @@ def _subtitle(record: RunRecord) -> str:
     counts = " and ".join(str(t) for t in threads)
     shapes = list(dict.fromkeys("×".join(map(str, m.input_shape)) for m in record.measurements))
     parts = [
-        record.environment.device,
+        device_of(record),
         plural(threads[0], "thread") if len(threads) == 1 else f"{counts} threads",
         *(["input " + shapes[0]] if len(shapes) == 1 else []),
         date(record.created),
@@ -265,6 +268,7 @@ def _environment(records: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
 
 def _facts(record: RunRecord) -> Iterator[tuple[str, str | None]]:
     env: Environment = record.environment
+    yield "name", env.name
     yield "device", env.device
     yield "host name", env.hostname
     yield "system", f"{env.system}, {env.machine}"

@@ -83,14 +83,26 @@ def date(created: str) -> str:
     return f"{when.day} {when:%B %Y, %H:%M} {zone}".strip()
 
 
+def place_of(record: RunRecord) -> str:
+    """What its owner calls the device of a record, else what the device is."""
+    return record.environment.name or record.environment.device
+
+
+def device_of(record: RunRecord) -> str:
+    """The device of a record in full: its name, where it has one, and what it is."""
+    env = record.environment
+    return f"{env.name} ({env.device})" if env.name else env.device
+
+
 def record_names(records: Sequence[RunRecord]) -> list[str]:
-    """One name for each record: its device, told apart by threads or by number where needed."""
-    devices = [r.environment.device for r in records]
-    if len(set(devices)) == len(records):
-        return devices
-    threads = [f"{d}, {plural(r.threads, 'thread')}" for d, r in zip(devices, records, strict=True)]
-    if len(set(threads)) == len(records):
-        return threads
+    """One name for each record: its device, then its threads or models where devices coincide."""
+    devices = [place_of(r) for r in records]
+    threads = [plural(r.threads, "thread") for r in records]
+    models = [listing(models_of(r) or [ABSENT]) for r in records]
+    for more in ([""] * len(records), threads, models):
+        names = [f"{d}, {m}" if m else d for d, m in zip(devices, more, strict=True)]
+        if len(set(names)) == len(records):
+            return names
     return [f"{d}, run {i + 1}" for i, d in enumerate(devices)]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edgevit.reports.page import Row, build_page
+from edgevit.reports.verdict import Absent
 from runtime.run_record import RunRecord
 
 if TYPE_CHECKING:
@@ -28,9 +29,11 @@ MARK_STYLES = {
 }
 
 
-def print_table(records: Sequence[RunRecord], console: Console) -> None:
+def print_table(
+    records: Sequence[RunRecord], console: Console, absent: Sequence[Absent] = ()
+) -> None:
     """Print a table per record, then what was not measured, the warnings, the verdict last."""
-    page = build_page(records)
+    page = build_page(records, absent=absent)
     wide = console.width >= WIDE
     console.print(_text(page.title, "bold"))
     for record in page.records:

@@ -47,7 +47,15 @@ class Finding:
     topic: Topic = "care"
 
 
-def findings(records: Sequence[RunRecord]) -> list[Finding]:
+@dataclass(frozen=True)
+class Absent:
+    """A device that gave no record, or none of one bundle, and why."""
+
+    place: str
+    reason: str
+
+
+def findings(records: Sequence[RunRecord], absent: Sequence[Absent] = ()) -> list[Finding]:
     """Everything a reader must know, most important first.
 
     Failures lead, then speed, then verification, then warnings, then remarks. Artefacts with
@@ -59,6 +67,10 @@ def findings(records: Sequence[RunRecord]) -> list[Finding]:
         *_verification(records),
         *_merged(records, _care, "{}: "),
         *_merged(records, _absent, "{}: "),
+        *(
+            Finding("warn", f"{a.place} was not profiled: {a.reason.rstrip('.')}.", "absent")
+            for a in absent
+        ),
     ]
     return sorted(found, key=lambda f: (f.level != "bad", TOPICS.index(f.topic), f.level == "info"))
 
@@ -319,7 +331,7 @@ def _device(record: RunRecord) -> Iterator[Finding]:
     if env.governor and env.governor != "performance":
         yield Finding("info", f"The CPU governor was '{env.governor}', not 'performance'.")
     for note in record.notes:
-        if "random" in note.lower():
+        if "random" in note.lower() or "requests were served" in note:
             yield Finding("warn", note)
 
 
