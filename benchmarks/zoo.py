@@ -23,6 +23,7 @@ from result_page import publish
 
 from converters.lower.base import TARGETS
 from edgevit.models import list_models
+from runtime.environment import describe
 from runtime.manifest import Artifact, Manifest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,6 +31,7 @@ ABOUT = """Error is the largest difference to torch over the spread of the torch
 nine inputs; the gate is 1e-4. Seconds are those of lowering and verifying that target, two targets
 side by side; the whole conversion is in the second table. Core ML is converted, not executed: it
 runs on macOS only."""
+BUSY = 0.5  # load average over cores, above which the seconds are not this run's alone
 HEAD = "| model | target | MB | verified | error / spread | s | partitions | outside the delegate | rewrites |"
 FOLD_HEAD = "| model | params M before | after | MACs G | ops before | ops after | rules fired | float64 | float32 | whole conversion s |"
 
@@ -52,7 +54,7 @@ def main() -> int:
     names = list_models(options.models)
     if not names:
         parser.error(f"no model matches {options.models!r}: `edgevit models` lists all")
-    page = Page()
+    page, remark = Page(), shared()
     for name in names:
         before = len(page.rows)
         answer = convert(name, options.limit)
@@ -62,7 +64,7 @@ def main() -> int:
         options.out,
         "The zoo on every target, fp32",
         f"python benchmarks/zoo.py --models '{options.models}' --limit {options.limit}",
-        ABOUT,
+        f"{ABOUT}\n\n{remark}" if remark else ABOUT,
         [
             *table(HEAD, page.rows),
             "",
@@ -74,6 +76,19 @@ def main() -> int:
         ],
     )
     return int(bool(page.failed))
+
+
+def shared() -> str:
+    """What has to be said of the seconds where others keep the cores busy; empty where none do."""
+    here = describe()
+    if not here.load_average or not here.cores_logical:
+        return ""
+    if here.load_average <= BUSY * here.cores_logical:
+        return ""
+    return (
+        f"At the start the machine's load average was {here.load_average:.1f} on "
+        f"{here.cores_logical} cores: take the seconds as upper bounds."
+    )
 
 
 def convert(name: str, limit: int) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from converters.pictures import generated, photos
-from converters.refs.base import SEED, Source, run
+from converters.refs.base import Source, run
+from converters.refs.grammar import SEED
 
 # A parameter whose values lie closer together than this was initialised to a constant.
 ALL_ALIKE = 1e-3
@@ -45,8 +46,9 @@ def settle(source: Source) -> None:
         norm.momentum = None  # the statistics of the one batch
         norm.train()
         if norm.affine:
-            # More of each channel above zero, where ReLU is straight: behind a hundred layers that
-            # bend at their mean, float32 rounding has grown 1.2 times a layer and is all there is.
+            # More of each channel above zero, where ReLU is straight. Where every layer bends at
+            # its mean, float32 rounding grows from each to the next, and behind very many it is
+            # all there is.
             norm.bias.data.add_(0.5 * norm.weight.data)
     mean = torch.tensor(pre.mean).reshape(1, 3, 1, 1)
     std = torch.tensor(pre.std).reshape(1, 3, 1, 1)

@@ -15,17 +15,15 @@ from torch import nn
 
 from converters.errors import ConvertError
 from converters.refs import factory, hub, program, timm_zoo, zoo
-from converters.refs.base import RANDOM, Source
+from converters.refs.base import Source
+from converters.refs.grammar import RANDOM, Kind, is_hub_ref, kind_of
 from converters.settle import settle as settle_random
 
 __all__ = ["Source", "load_source", "state_digest"]
 
-# How load_weights says that a head kept its random weights.
-NEW_HEAD = "re-initialised"
-
 
 def load_source(
-    model: str | nn.Module,
+    model: str | nn.Module | Source,
     *,
     weights: Path | str | None = None,
     size: int | None = None,
@@ -35,6 +33,7 @@ def load_source(
 ) -> Source:
     """Build the module, load its weights, set it to evaluation.
 
+    A Source is taken as it is, with what it says about its module.
     size is the input's height and width in pixels, classes the number of logits: with weights of
     another class count the head, and nothing else, stays random (seeded). Without weights a zoo or
     timm model is random, seeded, with its BatchNorm statistics settled on pictures: fit for
@@ -69,29 +68,33 @@ def load_source(
 
 
 def _built(
-    model: str | nn.Module, weights: Path | str | None, size: int | None, classes: int | None
+    model: str | nn.Module | Source, weights: Path | str | None, size: int | None, classes: int | None
 ) -> Source:
+    if isinstance(model, Source):
+        return model
     if isinstance(model, nn.Module):
         return factory.from_module(model, type(model).__name__, size)
-    if model.lower().endswith(program.SUFFIX):
-        return program.from_program(model, size, classes, weights)
-    if model.startswith(timm_zoo.PREFIX):
-        return timm_zoo.from_timm(model, size, classes)
-    if ":" in model:
-        return factory.from_factory(model, size)
-    return zoo.from_zoo(model, size, classes)
+    match kind_of(model):
+        case Kind.PROGRAM:
+            return program.from_program(model, size, classes, weights)
+        case Kind.TIMM:
+            return timm_zoo.from_timm(model, size, classes)
+        case Kind.FACTORY:
+            return factory.from_factory(model, size)
+        case Kind.ZOO:
+            return zoo.from_zoo(model, size, classes)
 
 
 def _weighted(source: Source, weights: Path | str, *, new_head: bool) -> Source:
     """The source with a checkpoint's weights, and what was changed to make them fit."""
     from edgevit.models import ModelError, load_weights
 
-    if hub.is_hub_ref(weights):
+    if is_hub_ref(weights):
         checkpoint = hub.fetch(str(weights))
     else:
         checkpoint = hub.Checkpoint(Path(weights), Path(weights).name)
     try:
-        notes = load_weights(source.module, checkpoint.path, source.family, new_head=new_head)
+        loaded = load_weights(source.module, checkpoint.path, source.family, new_head=new_head)
     except ModelError as error:
         if not checkpoint.config:
             raise
@@ -99,8 +102,8 @@ def _weighted(source: Source, weights: Path | str, *, new_head: bool) -> Source:
     return replace(
         source,
         weights=checkpoint.name,
-        trained=not any(NEW_HEAD in note for note in notes),
-        notes=(*source.notes, *notes),
+        trained=not loaded.new_head,
+        notes=(*source.notes, *loaded.notes),
     )
 
 

@@ -15,8 +15,8 @@ COLLECT_AFTER = 200_000  # new objects; 700 by Python's default
 def rest_the_collector() -> None:
     """Spare what is imported from garbage collection, and collect seldom.
 
-    A graph of nodes is hundreds of thousands of objects that live to the end: looking through them
-    again and again takes a tenth of a conversion.
+    A graph of nodes is very many objects that live to the end: looking through them again and again
+    takes time and frees nothing.
     """
     gc.collect()
     gc.freeze()
@@ -26,8 +26,8 @@ def rest_the_collector() -> None:
 def share_provenance() -> None:
     """Let copies of a node share the record of where it came from.
 
-    Every torch pass nests that record one deeper and copies it whole, which takes a seventh of an
-    ExecuTorch conversion; the record is never changed once made.
+    Every torch pass nests that record one deeper and copies it whole, so that the copies grow with
+    the number of passes; the record is never changed once made.
     """
     from torch.fx.traceback import NodeSource
 
@@ -37,7 +37,7 @@ def share_provenance() -> None:
 def rehearse(target: str) -> None:
     """Convert a tiny network to nowhere: what the tools build once is there when the model comes.
 
-    ExecuTorch exports its patterns of resampling and attention first, three seconds for any model.
+    ExecuTorch exports its patterns of resampling and attention first, the same for any model.
     """
     import torch
     from torch import nn

@@ -106,12 +106,16 @@ def open_predictor(path: Path, target: str | None = None, threads: int = 1) -> P
             f"{path} is an artefact for {own}: leave --target {target} out, or give its bundle"
         )
     found = bundle_of(path)
-    return _bare(path, own, threads) if found is None else _opened(*found, threads)
+    if found is None:
+        return _bare(path, own, threads)
+    bundle, name = found
+    return _opened(bundle, name, threads, _labels(bundle))
 
 
 def _of_bundle(bundle: Bundle, target: str | None, threads: int) -> Predictor:
+    labels = _labels(bundle)
     if target is not None:
-        return _opened(bundle, target, threads)
+        return _opened(bundle, target, threads, labels)
     skipped: dict[str, str] = {}
     for name in (t for t in ORDER if t in bundle.manifest.artifacts):
         check = bundle.artifact(name).verification
@@ -119,7 +123,7 @@ def _of_bundle(bundle: Bundle, target: str | None, threads: int) -> Predictor:
             skipped[name] = f"its verification failed: {check.reason}"
             continue
         try:
-            predictor = _opened(bundle, name, threads)
+            predictor = _opened(bundle, name, threads, labels)
         except RuntimeFault as error:  # no engine here, or a damaged file
             skipped[name] = str(error)
             continue
@@ -129,13 +133,17 @@ def _of_bundle(bundle: Bundle, target: str | None, threads: int) -> Predictor:
     raise RuntimeFault(f"no artefact of {bundle.path} runs here:{reasons or ' it has none'}")
 
 
-def _opened(bundle: Bundle, target: str, threads: int) -> Predictor:
+def _labels(bundle: Bundle) -> list[str] | None:
+    """The names of the classes, where the bundle has any. Raises RuntimeFault."""
+    return read_labels(bundle.path / LABELS_NAME) if bundle.manifest.labels is not None else None
+
+
+def _opened(bundle: Bundle, target: str, threads: int, labels: list[str] | None) -> Predictor:
     artifact, manifest = bundle.artifact(target), bundle.manifest
     check_bytes(bundle, [target])
     notes = []
     if artifact.verification.status == "failed":
         notes.append(f"the verification of {target} failed: {artifact.verification.reason}")
-    labels = read_labels(bundle.path / LABELS_NAME) if manifest.labels is not None else None
     file = bundle.artifact_path(target)
     return Predictor(
         open_session(file, threads), file, target, manifest.preprocessing, manifest.model.ref,

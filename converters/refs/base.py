@@ -12,11 +12,8 @@ from torch import Tensor, nn
 
 from converters.diagnosis import place_of
 from converters.errors import ConvertError
+from converters.refs.grammar import SEED
 from runtime.manifest import Preprocessing
-
-SEED = 0
-RANDOM = f"random, seed {SEED}"
-GIVEN = "given"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from typing import Any
 from torch import nn
 
 from converters.errors import ConvertError
-from converters.refs.base import GIVEN, Source, class_count, from_cfg, told
+from converters.refs.base import Source, class_count, from_cfg, told
+from converters.refs.grammar import GIVEN
 from runtime.inputs import as_it_is
 
 SIDE = 224

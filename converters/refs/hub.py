@@ -11,10 +11,12 @@ from pathlib import Path
 
 from converters.errors import ConvertError
 from converters.refs.base import told
+from converters.refs.grammar import HUB
 from runtime.errors import missing_extra
 
-PREFIX = "hf:"
-GRAMMAR = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?(?:/(?P<file>.+))?")
+GRAMMAR = re.compile(
+    HUB + r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?(?:/(?P<file>.+))?"
+)
 # What a repository calls its weights, the best first.
 NAMES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth")
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
@@ -26,16 +28,14 @@ SERVER_FAULT = 500
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on this disk. name says where it is from, `config` what its config.json says."""
+    """A checkpoint on this disk, and what its config.json says.
+
+    name is the reference that finds it again: hf:ORG/NAME@COMMIT/FILE.
+    """
 
     path: Path
     name: str
     config: str = ""
-
-
-def is_hub_ref(weights: Path | str) -> bool:
-    """Whether `--weights` names a repository of the hub."""
-    return str(weights).startswith(PREFIX)
 
 
 def fetch(ref: str) -> Checkpoint:
@@ -65,11 +65,11 @@ def fetch(ref: str) -> Checkpoint:
     except ImportError as error:
         raise missing_extra(f"'{ref}'", "huggingface-hub", "convert") from error
     commit = path.parents[len(Path(name).parts) - 1].name  # .../snapshots/COMMIT/name
-    origin = f"{PREFIX}{match['repo']}"
+    origin = f"{HUB}{match['repo']}"
     said = _said(config) if config is not None else ""
     return Checkpoint(
         path,
-        f"{origin}@{commit[:12]}/{name}",
+        f"{origin}@{commit}/{name}",
         f"{CONFIG} of {origin} says: {said}" if said else "",
     )
 
@@ -102,17 +102,17 @@ class _Repository:
         if self.files is None:
             revision = f" --revision {self.revision}" if self.revision else ""
             return ConvertError(
-                f"{PREFIX}{self.name}: {self.reason}, and the cache {constants.HF_HUB_CACHE} holds "
+                f"{HUB}{self.name}: {self.reason}, and the cache {constants.HF_HUB_CACHE} holds "
                 f"no {wanted} of it. Where there is a network, download it (`hf download "
                 f"{self.name}{revision}`) and give the file to --weights, or copy the cache here"
             )
         others = [f for f in self.files if f.endswith(SUFFIXES)]
         hint = (
-            f"it has: {', '.join(others[:LISTED])}. Add one: {PREFIX}{self.name}/{others[0]}"
+            f"it has: {', '.join(others[:LISTED])}. Add one: {HUB}{self.name}/{others[0]}"
             if others
             else "it has no other checkpoint"
         )
-        return ConvertError(f"{PREFIX}{self.name} has no {wanted}; {hint}")
+        return ConvertError(f"{HUB}{self.name} has no {wanted}; {hint}")
 
 
 def _open(repo: str, revision: str | None) -> _Repository:
@@ -151,7 +151,7 @@ def _explained(repo: str, revision: str | None) -> Iterator[None]:
         raise
     except GatedRepoError as error:
         raise ConvertError(
-            f"{PREFIX}{repo} is gated: accept its terms at {page} and log in with `hf auth login`"
+            f"{HUB}{repo} is gated: accept its terms at {page} and log in with `hf auth login`"
         ) from error
     except RepositoryNotFoundError as error:
         raise ConvertError(
@@ -160,7 +160,7 @@ def _explained(repo: str, revision: str | None) -> Iterator[None]:
         ) from error
     except RevisionNotFoundError as error:
         raise ConvertError(
-            f"{PREFIX}{repo} has no revision '{revision}': name a branch, a tag or a commit"
+            f"{HUB}{repo} has no revision '{revision}': name a branch, a tag or a commit"
         ) from error
     except HFValidationError as error:
         raise ConvertError(f"'{repo}' is no name of a repository: {error}") from error

@@ -16,7 +16,6 @@ from converters.refs.base import Source, class_count
 from converters.refs.program_safety import check_archive, unreadable
 from runtime.inputs import as_it_is
 
-SUFFIX = ".pt2"
 MODEL = "model"
 AS_IT_IS = (
     "a .pt2 file tells no mean and std: the input goes in as it is, RGB in [0, 1]; export the "

@@ -10,10 +10,9 @@ import torch
 from torch import nn
 
 from converters.errors import ConvertError
-from converters.refs.base import RANDOM, Source, from_cfg, seeded, told
+from converters.refs.base import Source, from_cfg, seeded, told
+from converters.refs.grammar import RANDOM, TIMM
 from runtime.errors import missing_extra
-
-PREFIX = "timm:"
 
 
 def from_timm(ref: str, size: int | None, classes: int | None) -> Source:
@@ -28,7 +27,7 @@ def from_timm(ref: str, size: int | None, classes: int | None) -> Source:
         raise missing_extra(f"'{ref}'", "timm", "timm") from error
     if classes is not None and classes < 1:
         raise ConvertError(f"--classes must be at least 1, got {classes}")
-    name = ref.removeprefix(PREFIX)
+    name = ref.removeprefix(TIMM)
     arguments: dict[str, int] = {} if classes is None else {"num_classes": classes}
     notes: tuple[str, ...] = ()
     try:
@@ -61,7 +60,7 @@ def _cannot_build(timm: Any, name: str, arguments: dict[str, int], error: Except
         given = ", ".join(f"{key}={value}" for key, value in arguments.items())
         return f"timm cannot build '{name}'{f' with {given}' if given else ''}: {told(error)}"
     near = nearest_names(name, timm.list_models())
-    hint = f"; did you mean {', '.join(PREFIX + n for n in near)}?" if near else ""
+    hint = f"; did you mean {', '.join(TIMM + n for n in near)}?" if near else ""
     return f"timm cannot build '{name}': {error}{hint}"
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from converters.refs.base import RANDOM, Source, seeded
+from converters.refs.base import Source, seeded
+from converters.refs.grammar import RANDOM
 from runtime.manifest import Preprocessing
 
 

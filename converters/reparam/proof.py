@@ -46,16 +46,15 @@ def reparameterize(module: GraphModule, inputs: Tensor) -> Reparameterized:
     Raises ProofFailed where a gate is not held.
     """
     with torch.no_grad():
-        before32 = _run(module, inputs)
+        before32, macs_before = _run_counted(module, inputs)
         folded = cast_graph(copy.deepcopy(module), torch.float64)
         inputs64 = inputs.double() if inputs.is_floating_point() else inputs
         before64 = _run(folded, inputs64)
-        params_before, macs_before = _parameters(module), count_macs(module, inputs[:1])
-        nodes_before = _calls(module)
+        params_before, nodes_before = _parameters(module), _calls(module)
         fired = apply_rules(folded)
         after64 = _run(folded, inputs64)
         folded = cast_graph(folded, torch.float32)
-        after32 = _run(folded, inputs)
+        after32, macs_after = _run_counted(folded, inputs)
     spread = float((before64.amax(0) - before64.amin(0)).max())
     own_float32 = _relative(before32.double(), before64, spread)
     gate_float32 = min(max(GATE_FLOAT32, OWN_ERROR_FACTOR * own_float32), GATE_FLOAT32_MOST)
@@ -64,7 +63,7 @@ def reparameterize(module: GraphModule, inputs: Tensor) -> Reparameterized:
         params_before=params_before,
         params_after=_parameters(folded) + _float_buffers(folded),
         macs_before=macs_before,
-        macs_after=count_macs(folded, inputs[:1]),
+        macs_after=macs_after,
         nodes_before=nodes_before,
         nodes_after=_calls(folded),
         max_rel_float64=_relative(after64, before64, spread),
@@ -126,19 +125,19 @@ def _makes_default_float(node: Node) -> bool:
     return takes_type and value.is_floating_point() and node.kwargs.get("dtype") is None
 
 
-def count_macs(module: nn.Module, example: Tensor) -> int:
-    """Multiply-accumulates of convolutions and matrix products for one run."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module(example.clone())  # a model may write into its input
-    return int(counter.get_total_flops()) // 2
-
-
 def _run(module: nn.Module, inputs: Tensor) -> Tensor:
     """Outputs (N, classes); one by one, since the graph's batch is static.
 
     Each run gets a copy, since a model may write into its input.
     """
     return torch.cat([module(x[None].clone()) for x in inputs])
+
+
+def _run_counted(module: nn.Module, inputs: Tensor) -> tuple[Tensor, int]:
+    """Outputs (N, classes), and one run's multiply-accumulates in convolutions and products."""
+    with FlopCounterMode(display=False) as counter:
+        first = _run(module, inputs[:1])
+    return torch.cat([first, _run(module, inputs[1:])]), int(counter.get_total_flops()) // 2
 
 
 def _relative(after: Tensor, before: Tensor, spread: float) -> float:

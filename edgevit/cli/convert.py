@@ -25,7 +25,7 @@ def convert(
     ] = "all",
     weights: Annotated[
         str | None,
-        typer.Option("--weights", help="Checkpoint (.pth .pt .safetensors) or hf:ORG/NAME."),
+        typer.Option("--weights", help="Checkpoint (.pth .pt .bin .safetensors) or hf:ORG/NAME."),
     ] = None,
     precision: Annotated[
         str | None, typer.Option("--precision", help="One for all targets; default per target.")
@@ -113,9 +113,10 @@ def _show(manifest: Manifest, out: Path, failed: dict[str, str]) -> None:
 
 
 def _untrained(weights: str) -> str:
+    from converters.refs.grammar import RANDOM
     from edgevit.cli.output import plain
 
-    if weights.startswith("random"):
+    if weights == RANDOM:
         return (
             f"[yellow]weights are {plain(weights)}[/]: fit for latency, not for accuracy; "
             "--weights FILE loads a checkpoint"

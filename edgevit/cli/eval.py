@@ -31,7 +31,8 @@ def evaluate(
         int | None, typer.Option("--limit", min=1, help="At most so many pictures.")
     ] = None,
     weights: Annotated[
-        str | None, typer.Option("--weights", help="Checkpoint: .pth .pt .safetensors or hf:REPO.")
+        str | None,
+        typer.Option("--weights", help="Checkpoint (.pth .pt .bin .safetensors) or hf:ORG/NAME."),
     ] = None,
     size: Annotated[int | None, typer.Option("--size", help="A model's input side, px.")] = None,
     classes: Annotated[int | None, typer.Option("--classes", help="A model's class count.")] = None,

@@ -14,6 +14,7 @@ import typer
 from edgevit.cli.app import AsJson, app
 
 if TYPE_CHECKING:
+    from edgevit.data import Dataset
     from edgevit.training import EpochRow, Progress, Step, TrainResult
 
 SMALL_TIMES = 2
@@ -28,7 +29,8 @@ def train(
     ],
     out: Annotated[Path, typer.Option("-o", "--output", help="The checkpoint folder to write.")],
     weights: Annotated[
-        str | None, typer.Option("--weights", help="Checkpoint to start from, or hf:REPO.")
+        str | None,
+        typer.Option("--weights", help="Start from (.pth .pt .bin .safetensors) or hf:ORG/NAME."),
     ] = None,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the data.")] = 30,
     batch: Annotated[
@@ -54,21 +56,24 @@ def train(
 ) -> None:
     """Train or fine-tune a classifier; torchrun -m edgevit train ... for several GPUs."""
     # Before torch is imported, whose threads otherwise wait for each other by spinning: where other
-    # programs want the cores too, a step then takes not twice but over ten times as long.
+    # programs want the cores too, they spin away the time in which the one they wait for would run.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from converters.chatter import chatter_to
+    from converters.refs.grammar import Kind, kind_of
     from converters.source import load_source
     from edgevit.cli.output import print_json
-    from edgevit.data import open_dataset
+    from edgevit.data import at_size, open_splits
     from edgevit.training import Preprocess, TrainingError, TrainOptions
     from edgevit.training import train as run
 
-    if model.lower().endswith(".pt2"):
+    if kind_of(model) is Kind.PROGRAM:
         raise TrainingError(
             f"{model} is an exported program, which cannot be trained; give a model"
         )
-    size = size or default_size(model, data)
-    classes = len(open_dataset(data, "train").classes)
+    # Always the split of seed 0, so that `edgevit eval` holds out the same pictures.
+    splits = open_splits(data)
+    size = size or default_size(model, splits[0])
+    classes = len(splits[0].classes)
     with chatter_to(None):  # the model's own code may print
         source = load_source(model, weights=weights, size=size, classes=classes, settle=False)
     pre = source.preprocessing
@@ -81,10 +86,7 @@ def train(
         facts={"model": model, "weights": source.weights, "weights_sha256": source.weights_sha256,
                "data": data, "data_seed": 0, "source_notes": source.notes},
     )  # fmt: skip
-    # Always the split of seed 0, so that `edgevit eval` holds out the same pictures.
-    data_train, data_test = (
-        open_dataset(data, split, size=min(pre.height, pre.width)) for split in ("train", "test")
-    )
+    data_train, data_test = (at_size(split, pre.height, pre.width) for split in splits)
     with drawn() as progress, chatter_to(None):
         result = run(source.module, data_train, data_test, options, out, progress=progress)
     end_processes()
@@ -97,18 +99,18 @@ def train(
         _show(result, source.notes, following)
 
 
-def default_size(model: str, data: str) -> int | None:
+def default_size(model: str, data: Dataset) -> int | None:
     """Twice the side of small pictures, since these networks halve it five or six times; else None.
 
     In pixels, a multiple of 32. Only for models of the zoo: of others, which sizes they take is not
-    known here.
+    known here. Raises ModelError for a name that the zoo does not have.
     """
-    from edgevit.data import open_dataset
-    from edgevit.models import list_models, model_config
+    from converters.refs.grammar import Kind, kind_of
+    from edgevit.models import model_config
 
-    if model not in list_models():
+    if kind_of(model) is not Kind.ZOO:
         return None
-    side = min(open_dataset(data, "train")[0][0].shape[:2])
+    side = min(data[0][0].shape[:2])
     doubled = -(-SMALL_TIMES * side // MULTIPLE) * MULTIPLE
     return doubled if doubled < model_config(model).input_size else None
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from edgevit.data.dataset import SPLITS, Dataset, Picture
+from edgevit.data.dataset import SPLITS, Dataset, Picture, at_size
 from edgevit.data.errors import DataError
-from edgevit.data.opening import open_dataset, takes_size
+from edgevit.data.opening import open_dataset, open_splits
 from edgevit.data.picture_file import read_picture
 from edgevit.data.prepare import prepare
 
@@ -13,8 +13,9 @@ __all__ = [
     "DataError",
     "Dataset",
     "Picture",
+    "at_size",
     "open_dataset",
+    "open_splits",
     "prepare",
     "read_picture",
-    "takes_size",
 ]

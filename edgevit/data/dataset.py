@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,25 @@ class Dataset(Protocol):
     def __getitem__(self, index: int, /) -> tuple[Picture, int]:
         """Picture (H, W, 3), freshly allocated, and its label. Raises IndexError, DataError."""
         ...
+
+
+@runtime_checkable
+class AnySize(Protocol):
+    """A dataset whose pictures can be had in any size."""
+
+    def resized(self, size: int) -> Self:
+        """The same pictures, size x size pixels. Raises DataError."""
+        ...
+
+
+def at_size(dataset: Dataset, height: int, width: int) -> Dataset:
+    """The dataset as a model with inputs of (height, width) pixels wants it.
+
+    Pictures that come in any size get the input's longer side; others keep their own. Training and
+    evaluation both ask here, since the one must be tested on what the other held out. Raises
+    DataError.
+    """
+    return dataset.resized(max(height, width)) if isinstance(dataset, AnySize) else dataset
 
 
 @dataclass(frozen=True, eq=False)

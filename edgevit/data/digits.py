@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +21,19 @@ CLASSES = tuple("0123456789")
 
 @dataclass(frozen=True, eq=False)
 class DigitsDataset(ArrayDataset):
-    """The digits of one split, enlarged to `size` pixels when asked for."""
+    """The digits of one split, enlarged to `size` pixels, 8 or more, when asked for."""
 
     size: int
+
+    def __post_init__(self) -> None:
+        if self.size < SIDE:
+            raise DataError(
+                f"digits are {SIDE} x {SIDE} pixels and are not shrunk, got size {self.size}"
+            )
+
+    def resized(self, size: int) -> Self:
+        """The same digits, size x size pixels. Raises DataError."""
+        return replace(self, size=size)
 
     def __getitem__(self, index: int) -> tuple[Picture, int]:
         from PIL import Image
@@ -31,16 +43,23 @@ class DigitsDataset(ArrayDataset):
         return np.array(enlarged), label
 
 
-def open_digits(ref: str, split: str, size: int | None, seed: int) -> DigitsDataset:
-    """The digits as RGB, light on dark. size is the side in pixels, 8 or more. Raises DataError."""
+def open_digits(
+    ref: str, splits: Sequence[str], size: int | None, seed: int
+) -> list[DigitsDataset]:
+    """The digits of each split as RGB, light on dark. size is the side in pixels, 8 or more.
+
+    Raises DataError.
+    """
     if ref != "digits":
         raise DataError(f"'digits' takes nothing behind its name, got '{ref}'")
     size = DEFAULT_SIZE if size is None else size
-    if size < SIDE:
-        raise DataError(f"digits are {SIDE} x {SIDE} pixels and are not shrunk, got size {size}")
     images, labels = _read()
-    keep = split_indices(labels, CLASSES, split, seed, ref)
-    return DigitsDataset(CLASSES, images, labels, keep, size)
+    return [
+        DigitsDataset(
+            CLASSES, images, labels, split_indices(labels, CLASSES, split, seed, ref), size
+        )
+        for split in splits
+    ]
 
 
 @cache

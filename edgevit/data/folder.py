@@ -7,6 +7,7 @@ FOLDER/train/cat/1.jpg ...  FOLDER/val/cat/7.jpg ...    split by whoever made it
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,15 +41,15 @@ class FolderDataset:
         return read_picture(self.files[index]), self.labels[index]
 
 
-def open_folder(path: Path, split: str, seed: int) -> FolderDataset:
-    """Open a folder. Classes are its folders' names in the order of their characters.
+def open_folder(path: Path, splits: Sequence[str], seed: int) -> list[FolderDataset]:
+    """Open each split of a folder. Classes are its folders' names in the order of their characters.
 
     Raises DataError for a layout that is none of the two, one class only, or a class without
     pictures; a picture that cannot be read is found when it is asked for.
     """
     held_out = next((path / name for name in HELD_OUT if (path / name).is_dir()), None)
     if held_out is not None and (path / TRAIN).is_dir():
-        return _split_already(path / TRAIN, held_out, split)
+        return _split_already(path / TRAIN, held_out, splits)
     names = _class_folders(path)
     if set(names) <= {TRAIN, *HELD_OUT}:
         raise DataError(
@@ -57,11 +58,15 @@ def open_folder(path: Path, split: str, seed: int) -> FolderDataset:
         )
     check_classes(names, str(path))
     files, labels = _pictures(path, names)
-    keep = split_indices(np.array(labels, dtype=np.int64), names, split, seed, str(path))
-    return FolderDataset(names, tuple(files[i] for i in keep), tuple(labels[i] for i in keep))
+    numbers = np.array(labels, dtype=np.int64)
+    keeps = [split_indices(numbers, names, split, seed, str(path)) for split in splits]
+    return [
+        FolderDataset(names, tuple(files[i] for i in keep), tuple(labels[i] for i in keep))
+        for keep in keeps
+    ]
 
 
-def _split_already(train: Path, held_out: Path, split: str) -> FolderDataset:
+def _split_already(train: Path, held_out: Path, splits: Sequence[str]) -> list[FolderDataset]:
     names, others = _class_folders(train), _class_folders(held_out)
     if names != others:
         apart = sorted(set(names) ^ set(others))
@@ -72,14 +77,17 @@ def _split_already(train: Path, held_out: Path, split: str) -> FolderDataset:
             f"'{apart[0]}'{more}"
         )
     check_classes(names, str(train))
-    files: list[Path] = []
-    labels: list[int] = []
-    for part, wanted in ((train, "train"), (held_out, "test")):
-        if split in (wanted, "all"):
-            more_files, more_labels = _pictures(part, names)
-            files += more_files
-            labels += more_labels
-    return FolderDataset(names, tuple(files), tuple(labels))
+    opened = []
+    for split in splits:
+        files: list[Path] = []
+        labels: list[int] = []
+        for part, wanted in ((train, "train"), (held_out, "test")):
+            if split in (wanted, "all"):
+                more_files, more_labels = _pictures(part, names)
+                files += more_files
+                labels += more_labels
+        opened.append(FolderDataset(names, tuple(files), tuple(labels)))
+    return opened
 
 
 def _class_folders(path: Path) -> tuple[str, ...]:

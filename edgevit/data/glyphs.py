@@ -10,8 +10,10 @@ nothing reaches 100 percent.
 from __future__ import annotations
 
 import string
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -71,6 +73,16 @@ class GlyphsDataset:
     seed: int
     fonts: tuple[Path, ...]
 
+    def __post_init__(self) -> None:
+        if self.size < SMALLEST:
+            raise DataError(
+                f"glyphs cannot be read below {SMALLEST} x {SMALLEST} pixels, got {self.size}"
+            )
+
+    def resized(self, size: int) -> Self:
+        """The same scenes, size x size pixels. Raises DataError."""
+        return replace(self, size=size)
+
     def __len__(self) -> int:
         return sum(count for _, count in self.parts)
 
@@ -86,22 +98,27 @@ class GlyphsDataset:
         raise IndexError(f"item {index} of {len(self)}")
 
 
-def open_glyphs(ref: str, split: str, size: int | None, seed: int) -> GlyphsDataset:
-    """The glyphs of one split: COUNT pictures a class for training, a fifth of it for the test.
+def open_glyphs(
+    ref: str, splits: Sequence[str], size: int | None, seed: int
+) -> list[GlyphsDataset]:
+    """The glyphs of each split: COUNT pictures a class for training, a fifth of it for the test.
 
     size is the side in pixels. Raises DataError for a reference or a size that cannot be drawn, or
     where matplotlib, whose fonts these are, is not installed.
     """
     classes, count = _counts(ref)
     size = DEFAULT_SIZE if size is None else size
-    if size < SMALLEST:
-        raise DataError(f"glyphs cannot be read below {SMALLEST} x {SMALLEST} pixels, got {size}")
     parts = {
         "train": (TRAIN, classes * count),
         "test": (TEST, classes * max(1, count // TRAIN_FOR_ONE_TEST)),
     }
-    wanted = tuple(parts.values()) if split == "all" else (parts[split],)
-    return GlyphsDataset(tuple(LETTERS[:classes]), wanted, size, seed, _fonts())
+    letters, fonts = tuple(LETTERS[:classes]), _fonts()
+    return [
+        GlyphsDataset(
+            letters, tuple(parts.values()) if split == "all" else (parts[split],), size, seed, fonts
+        )
+        for split in splits
+    ]
 
 
 def _counts(ref: str) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from edgevit.data.errors import DataError, did_you_mean
 IMAGES, LABELS, CLASSES = "images", "labels", "classes"
 
 
-def open_npz(path: Path, split: str, seed: int) -> ArrayDataset:
-    """Read the arrays, and keep the items of the split (80/20, drawn by the seed).
+def open_npz(path: Path, splits: Sequence[str], seed: int) -> list[ArrayDataset]:
+    """Read the arrays, and keep the items of each split (80/20, drawn by the seed).
 
     Without `classes` the classes are named by their numbers. Raises DataError for arrays that are
     missing or of another type or shape, and for pickled objects, which are never loaded.
@@ -34,8 +35,8 @@ def open_npz(path: Path, split: str, seed: int) -> ArrayDataset:
             "labels count from 0"
         )
     numbers = labels.astype(np.int64)
-    keep = split_indices(numbers, classes, split, seed, str(path))
-    return ArrayDataset(classes, images, numbers, keep)
+    keep = [split_indices(numbers, classes, split, seed, str(path)) for split in splits]
+    return [ArrayDataset(classes, images, numbers, indices) for indices in keep]
 
 
 def _read(path: Path) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None]:

@@ -5,7 +5,7 @@ The grammar: a folder of class folders, a file `NAME.npz`, `digits`, or `glyphs[
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edgevit.data.dataset import Dataset, check_seed, check_split
@@ -15,8 +15,8 @@ from edgevit.data.folder import open_folder
 from edgevit.data.glyphs import open_glyphs
 from edgevit.data.npz import open_npz
 
-# Named datasets, whose pictures have any size asked for: (ref, split, size, seed) -> Dataset.
-NAMED: dict[str, Callable[[str, str, int | None, int], Dataset]] = {
+# Named datasets, whose pictures have any size asked for: (ref, splits, size, seed) -> one each.
+NAMED: dict[str, Callable[[str, Sequence[str], int | None, int], Sequence[Dataset]]] = {
     "digits": open_digits,
     "glyphs": open_glyphs,
 }
@@ -32,28 +32,31 @@ def open_dataset(
     none, and what `glyphs` draws: whoever tests must give the seed that was trained with. Raises
     DataError.
     """
-    check_split(split)
+    (dataset,) = _open(ref, (split,), size, seed)
+    return dataset
+
+
+def open_splits(ref: str, *, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """Open "train" and "test" of a dataset, its files read or listed once. Raises DataError."""
+    train, test = _open(ref, ("train", "test"), None, seed)
+    return train, test
+
+
+def _open(ref: str, splits: Sequence[str], size: int | None, seed: int) -> Sequence[Dataset]:
+    for split in splits:
+        check_split(split)
     check_seed(seed)
     if size is not None and size < 1:
         raise DataError(f"the size of pictures is a positive number of pixels, got {size}")
-    if (opener := NAMED.get(_name(ref))) is not None:
-        return opener(ref, split, size, seed)
+    name = ref.split(":", maxsplit=1)[0]  # 'glyphs' of 'glyphs:36'; a path is itself
+    if (opener := NAMED.get(name)) is not None:
+        return opener(ref, splits, size, seed)
     path = Path(ref)
     if path.is_dir():
-        return open_folder(path, split, seed)
+        return open_folder(path, splits, seed)
     if path.is_file() and path.suffix == ".npz":
-        return open_npz(path, split, seed)
+        return open_npz(path, splits, seed)
     raise DataError(_unknown(ref, path))
-
-
-def takes_size(ref: str) -> bool:
-    """Whether the pictures of this reference can be had in any size."""
-    return _name(ref) in NAMED
-
-
-def _name(ref: str) -> str:
-    """'glyphs' of 'glyphs:36'; a path is itself."""
-    return ref.split(":", maxsplit=1)[0]
 
 
 def _unknown(ref: str, path: Path) -> str:

@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevit.data import Dataset, open_dataset, prepare, takes_size
+from edgevit.data import Dataset, at_size, open_dataset, prepare
 from edgevit.evaluation.class_names import check_count, check_names
 from edgevit.evaluation.errors import EvaluationError
 from edgevit.evaluation.options import EvalOptions
@@ -46,10 +46,7 @@ def evaluate(
             stack.callback(predictor.close)
         check_count(opened.classes, dataset.classes, f"'{subject}'")
         labels = _labels(opened, dataset)
-        if takes_size(data):
-            # As `edgevit train` draws them, whose held-out accuracy this must repeat.
-            side = max(opened.preprocessing.height, opened.preprocessing.width)
-            dataset = open_dataset(data, options.split, size=side)
+        dataset = at_size(dataset, opened.preprocessing.height, opened.preprocessing.width)
         chosen = _chosen(len(dataset), options.limit)
         tallies = [_Tally(predictor, len(chosen)) for predictor in opened.predictors]
         for start, pictures, truth in _batches(dataset, chosen, opened.preprocessing, options):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from converters.refs.grammar import Kind, kind_of
 from edgevit.evaluation.errors import EvaluationError
 from edgevit.evaluation.options import EvalOptions
 from edgevit.evaluation.predictors import ArtifactPredictor, Predictor, TorchPredictor
@@ -53,7 +54,7 @@ def open_subject(subject: str, options: EvalOptions, data_classes: int) -> Subje
         return _bundle(path, options)
     if path.is_dir() and "/" in subject:
         read_bundle(path)  # says what is missing
-    if "/" in subject and ":" not in subject and not path.exists():
+    if "/" in subject and kind_of(subject) is Kind.ZOO and not path.exists():
         raise EvaluationError(
             f"no such bundle or artefact: {subject}. Expected a folder that `edgevit convert` "
             "wrote, an artefact file, or a model (shvit_s1, timm:NAME, package.module:factory)"

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
+from converters.refs.grammar import Kind, is_hub_ref, kind_of, needs_weights
 from edgevit.evaluation.errors import EvaluationError
 from edgevit.evaluation.options import EvalOptions
 from runtime.bundle import Bundle
@@ -18,10 +19,6 @@ from runtime.manifest import CONFIG_NAME
 
 if TYPE_CHECKING:
     from converters.source import Source
-
-PROGRAM = ".pt2"  # brings its weights and its class count along
-GIVEN = "given"  # the weights of a factory's module, which came with it
-RANDOM = "random"
 
 
 def load_model(ref: str, options: EvalOptions, data_classes: int) -> Source:
@@ -31,7 +28,7 @@ def load_model(ref: str, options: EvalOptions, data_classes: int) -> Source:
     classes: a new head would know nothing.
     """
     classes = options.classes
-    if classes is None and _takes_classes(ref):
+    if classes is None and kind_of(ref).takes_classes:
         classes = data_classes
     source = _load(ref, options.weights, options.size, classes)
     if options.weights is not None and not source.trained:
@@ -46,23 +43,22 @@ def load_model(ref: str, options: EvalOptions, data_classes: int) -> Source:
 def torch_of_bundle(bundle: Bundle, weights: str | None) -> tuple[Source | None, str]:
     """The module that a bundle was made from, or None and why it is not to be had here.
 
-    Without `weights` it is built where the manifest's digest can be met: the weights that
-    config.yaml names are where they were, or none were loaded. Raises EvaluationError where
-    `weights` are others than the bundle's.
+    Without `weights` it is built where the manifest's digest can be met: the weights are still
+    where they came from, on the hub or on this disk, or none were loaded. Raises EvaluationError
+    where `weights` are others than the bundle's.
     """
     model, pre = bundle.manifest.model, bundle.manifest.preprocessing
     given = weights is not None
     if find_spec("torch") is None:
         return None, "torch is not installed: pip install 'edgevit[convert]'"
-    program = model.ref.endswith(PROGRAM)
-    unnamed = program or model.weights == GIVEN or model.weights.startswith(RANDOM)
-    if weights is None and not unnamed:
-        weights = _weights_of_config(bundle)
+    if weights is None and needs_weights(model.ref, model.weights):
+        weights = _weights_of(bundle)
         if weights is None:
             return None, f"the weights '{model.weights}' are not here; --weights FILE says where"
     size = pre.height if pre.height == pre.width else None
     try:
-        source = _load(model.ref, weights, size, None if program else model.num_classes)
+        classes = None if kind_of(model.ref) is Kind.PROGRAM else model.num_classes
+        source = _load(model.ref, weights, size, classes)
     except Exception as error:
         if given or not hasattr(error, "exit_code"):
             raise
@@ -85,18 +81,14 @@ def _load(ref: str, weights: str | None, size: int | None, classes: int | None) 
     from converters.chatter import chatter_to
     from converters.source import load_source
 
-    path: Any = weights if weights is None or weights.startswith("hf:") else Path(weights)
     with chatter_to(None):
-        return load_source(ref, weights=path, size=size, classes=classes)
+        return load_source(ref, weights=weights, size=size, classes=classes)
 
 
-def _takes_classes(ref: str) -> bool:
-    """Whether a head is made for the asking, as in the zoo and in timm."""
-    return ref.startswith("timm:") or (":" not in ref and not ref.endswith(PROGRAM))
-
-
-def _weights_of_config(bundle: Bundle) -> str | None:
-    """The weights file that config.yaml names, if it is still there."""
+def _weights_of(bundle: Bundle) -> str | None:
+    """The manifest's reference to the hub, or the file of config.yaml if it is still there."""
+    if is_hub_ref(bundle.manifest.model.weights):
+        return bundle.manifest.model.weights
     try:
         config = yaml.safe_load((bundle.path / CONFIG_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):

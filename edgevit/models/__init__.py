@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # Imported for their side effect: each family registers its models.
 from edgevit.models import efficientformer, efficientformerv2, fmvit, shvit, vit
-from edgevit.models.checkpoints import load_weights
+from edgevit.models.checkpoints import Loaded, load_weights
 from edgevit.models.registry import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -21,6 +21,7 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "Latency",
+    "Loaded",
     "ModelConfig",
     "ModelError",
     "create_model",

@@ -20,7 +20,7 @@ WRAPPERS = ("model", "state_dict", "module", "model_ema")
 
 
 def read_state_dict(path: Path) -> Weights:
-    """The names and tensors in a `.pth`, `.pt` or `.safetensors` file, on the CPU.
+    """The names and tensors in a `.pth`, `.pt`, `.bin` or `.safetensors` file, on the CPU.
 
     Training checkpoints around it (`model`, `state_dict`, `module`, `model_ema`) and `module.`
     prefixes are taken off. Raises ModelError for a file that cannot be read, wants to run code, or

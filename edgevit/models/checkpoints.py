@@ -32,21 +32,29 @@ LISTED = 8
 LOOKS_LIKE = 0.9
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """What is not as in the file, in plain words, and whether a head kept its own weights."""
+
+    notes: tuple[str, ...]
+    new_head: bool
+
+
 def load_weights(
     model: nn.Module,
     path: str | os.PathLike[str],
     family: str | None = None,
     *,
     new_head: bool = False,
-) -> tuple[str, ...]:
-    """Load a `.pth`, `.pt` or `.safetensors` file into the model, all of it or nothing.
+) -> Loaded:
+    """Load a `.pth`, `.pt`, `.bin` or `.safetensors` file into the model, all of it or nothing.
 
     The file may hold a training checkpoint around its state dict (`model`, `state_dict`, `module`,
     `model_ema`), and names in timm's layout or the official one. `family` limits the official
     layouts that are tried. Positional tables of another input size are resized. `new_head` keeps
     the model's own classifier where only the number of classes differs. Code in a file is never
-    run. Returns notes on what is not as in the file, in plain words. Raises ModelError for a file
-    that cannot be read, or that has missing, unexpected or mis-shaped tensors, which it lists.
+    run. Raises ModelError for a file that cannot be read, or that has missing, unexpected or
+    mis-shaped tensors, which it lists.
     """
     path = Path(path)
     _check_family(family)
@@ -55,14 +63,12 @@ def load_weights(
     found = layouts(weights, family)
     fitted = min(found.values(), key=lambda renamed: _compare(own, renamed).count)
     fitted, notes = resize_tables(own, fitted)
-    if new_head:
-        fitted, more = _keep_heads(own, fitted)
-        notes += more
+    fitted, kept = _keep_heads(own, fitted) if new_head else (fitted, ())
     differences = _compare(own, fitted)
     if differences.count:
         raise ModelError(_describe(path, own, fitted, weights, differences))
     model.load_state_dict({**own, **{name: fitted[name] for name in own if name in fitted}})
-    return notes
+    return Loaded((*notes, *kept), new_head=bool(kept))
 
 
 def _check_family(family: str | None) -> None:

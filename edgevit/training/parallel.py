@@ -29,7 +29,8 @@ class Parallel:
     def place(self, module: nn.Module) -> nn.Module:
         """The module, in place, on this process's device.
 
-        Channels last: on a CPU, training SHViT takes 0.55 of the time of channels first.
+        Channels last: the layout that the CPU's convolutions compute in, forward and backward, so
+        that nothing is laid out anew around each of them.
         """
         return _lay_out(module.to(self.device), torch.channels_last)
 

@@ -11,6 +11,8 @@ import pytest
 import torch
 from cli_tools import CLASSES, FILES, TINY, edgevit, hide, write_model
 from helpers import randomise, settle_batch_norm
+from huggingface_hub import constants
+from safetensors.torch import save_file
 
 from edgevit.data import open_dataset, prepare
 from runtime.digest import sha256_of, size_of
@@ -190,6 +192,32 @@ def test_weights_that_are_elsewhere(cli, home, bundle, truth):
     torch.save(tiny(home).state_dict(), home / "best.pt")
     (bundle / "config.yaml").write_text("weights: best.pt\n")
     assert evaluated(cli(*words))[1]["torch"]["status"] == "evaluated"
+
+
+def test_weights_of_the_hub_are_found_again(cli, home, bundle, truth, monkeypatch):
+    """As the cache holds them, by the commit that the manifest names."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    path = bundle / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["model"]["weights"] = f"hf:someone/net@{commit}/model.safetensors"
+    path.write_text(json.dumps(manifest))
+    text = (home / "tinynet.py").read_text()
+    state = tiny(home).state_dict()
+    (home / "tinynet.py").write_text(text.replace("value.data *= 2", "value.data *= 3"))
+    sys.modules.pop("tinynet", None)
+    words = ["eval", bundle, "--data", truth[0], "--limit", "4", "--json"]
+    torch_side = evaluated(cli(*words))[1]["torch"]
+    assert torch_side["status"] == "not_executed"
+    assert "HF_HUB_OFFLINE is set, and the cache" in torch_side["reason"]
+    assert "give the file to --weights" in torch_side["reason"]
+    snapshot = home / "cache" / "models--someone--net" / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    save_file(state, snapshot / "model.safetensors")
+    found, results = evaluated(cli(*words))
+    assert results["torch"]["status"] == "evaluated"
+    assert {a["same"] for a in found["agreements"]} == {4}
 
 
 def test_a_broken_artefact_fails_and_the_others_go_on(cli, bundle, truth):

@@ -81,7 +81,7 @@ def config(tmp_path: Path, **said: object) -> Path:
 def test_safetensors_come_first(cache: Path, safetensors: Path, pickled: Path) -> None:
     cached(cache, {"model.safetensors": safetensors, "pytorch_model.bin": pickled})
     source = load_source("shvit_s1", weights=f"hf:{REPO}", classes=6)
-    assert source.weights == f"hf:{REPO}@{COMMIT[:12]}/model.safetensors"
+    assert source.weights == f"hf:{REPO}@{COMMIT}/model.safetensors"
     assert source.trained and source.notes == ()
     assert source.weights_sha256 == state_digest(weights(3))
 
@@ -90,7 +90,7 @@ def test_safetensors_come_first(cache: Path, safetensors: Path, pickled: Path) -
 def test_else_a_pickle_with_weights_only(cache: Path, pickled: Path, name: str) -> None:
     cached(cache, {name: pickled})
     source = load_source("shvit_s1", weights=f"hf:{REPO}", classes=6)
-    assert source.weights == f"hf:{REPO}@{COMMIT[:12]}/{name}"
+    assert source.weights == f"hf:{REPO}@{COMMIT}/{name}"
     assert source.weights_sha256 == state_digest(weights(4))
 
 
@@ -104,7 +104,7 @@ def test_a_named_file_in_a_folder_of_a_revision(
     for revision, commit, seed in (("", COMMIT, 3), ("@v1.0", OLDER, 5), (f"@{OLDER}", OLDER, 5)):
         ref = f"hf:{REPO}{revision}/best/ema.safetensors"
         source = load_source("shvit_s1", weights=ref, classes=6)
-        assert source.weights == f"hf:{REPO}@{commit[:12]}/best/ema.safetensors"
+        assert source.weights == f"hf:{REPO}@{commit}/best/ema.safetensors"
         assert source.weights_sha256 == state_digest(weights(seed))
 
 
@@ -252,7 +252,7 @@ def test_download_and_again_without_a_network(
 ) -> None:
     hub.files |= {"pytorch_model.pth": pickled.read_bytes()}
     source = load_source("shvit_s1", weights=f"hf:{REPO}", classes=6)
-    assert source.weights == f"hf:{REPO}@{COMMIT[:12]}/pytorch_model.pth"
+    assert source.weights == f"hf:{REPO}@{COMMIT}/pytorch_model.pth"
     assert source.weights_sha256 == state_digest(weights(4))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     asked = len(hub.asked)

@@ -10,10 +10,11 @@ from helpers import error_over_spread, pictures, randomise, settle_batch_norm, t
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from edgevit.models import ModelError, create_model, load_weights
+from edgevit.models import Loaded, ModelError, create_model, load_weights
 from edgevit.models.layouts import layouts
 
 CLASSES = 11
+AS_IN_THE_FILE = Loaded((), new_head=False)
 
 
 def official_efficientformerv2(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -120,7 +121,7 @@ def test_official_efficientformerv2(
         weights = with_index_tables(weights)
     torch.save(wrap(weights), tmp_path / "official.pth")
     ours = create_model(name, CLASSES)
-    assert load_weights(ours, tmp_path / "official.pth", "efficientformerv2") == ()
+    assert load_weights(ours, tmp_path / "official.pth", "efficientformerv2") == AS_IN_THE_FILE
     assert same_weights(ours, theirs)
     if name.endswith("s0"):
         settle_batch_norm(theirs, pictures(3, 224, seed=3))
@@ -172,7 +173,7 @@ def test_an_index_table_that_the_model_does_not_store_still_orders_its_biases(
         weights[indices] = order.argsort()[weights[indices]]
     torch.save(weights, tmp_path / "shuffled.pth")
     target = create_model("efficientformerv2_s0", CLASSES)
-    assert load_weights(target, tmp_path / "shuffled.pth") == ()
+    assert load_weights(target, tmp_path / "shuffled.pth") == AS_IN_THE_FILE
     assert same_weights(target, source)
 
 
@@ -190,7 +191,7 @@ def test_vit_and_deit(name: str, wrap, timm, tmp_path: Path) -> None:
     theirs = randomise(timm.create_model(timm_name(name), num_classes=CLASSES), seed=2).eval()
     torch.save(wrap(theirs.state_dict()), tmp_path / "deit.pth")
     ours = create_model(name, CLASSES)
-    assert load_weights(ours, tmp_path / "deit.pth", "vit") == ()
+    assert load_weights(ours, tmp_path / "deit.pth", "vit") == AS_IN_THE_FILE
     assert same_weights(ours, theirs)
     images = pictures(2, 224, seed=2)
     with torch.no_grad():
@@ -253,8 +254,9 @@ def test_a_new_head_is_the_models_own(name: str, heads: str, tmp_path: Path) -> 
     assert refusal(target, tmp_path / "seven.safetensors").endswith(
         "The file has 7 classes, the model 10: `--classes 7` sets the count"
     )
-    notes = load_weights(target, tmp_path / "seven.safetensors", new_head=True)
-    assert notes == (f"{heads} re-initialised: the file has 7 classes, the model 10",)
+    loaded = load_weights(target, tmp_path / "seven.safetensors", new_head=True)
+    note = f"{heads} re-initialised: the file has 7 classes, the model 10"
+    assert loaded == Loaded((note,), new_head=True)
     file = source.state_dict()
     for key, value in target.state_dict().items():
         kept = value.shape != file[key].shape
@@ -267,7 +269,7 @@ def test_a_new_head_is_the_models_own(name: str, heads: str, tmp_path: Path) -> 
 def test_a_new_head_of_as_many_classes_is_the_files(tmp_path: Path) -> None:
     source, target = (randomise(create_model("vit_tiny", 7, input_size=32), seed=s) for s in (1, 2))
     torch.save(source.state_dict(), tmp_path / "seven.pth")
-    assert load_weights(target, tmp_path / "seven.pth", new_head=True) == ()
+    assert load_weights(target, tmp_path / "seven.pth", new_head=True) == AS_IN_THE_FILE
     assert same_weights(target, source)
 
 

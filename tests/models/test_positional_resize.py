@@ -11,7 +11,7 @@ from helpers import error_over_spread, pictures, randomise, settle_batch_norm, t
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgevit.models import ModelError, create_model, load_weights
+from edgevit.models import Loaded, ModelError, create_model, load_weights
 from edgevit.models.resize import resize_tables
 
 
@@ -24,8 +24,8 @@ def test_position_embeddings_equal_timms(
     torch.save({"model": source.state_dict()}, tmp_path / "at224.pth")
     target = create_model(name, 9, input_size=size)
     side = size // 16
-    notes = load_weights(target, tmp_path / "at224.pth")
-    assert notes == (f"pos_embed resized from 14x14 to {side}x{side}",)
+    loaded = load_weights(target, tmp_path / "at224.pth")
+    assert loaded == Loaded((f"pos_embed resized from 14x14 to {side}x{side}",), new_head=False)
     want = timm.layers.resample_abs_pos_embed(
         source.pos_embed.detach(), [side, side], num_prefix_tokens=prefix
     )
@@ -71,7 +71,8 @@ def test_timms_models_without_positions_for_tokens_or_with_registers(
     kwargs = {"num_classes": 9, "depth": 1, **({"reg_tokens": 4} if prefix else {})}
     source, target = (timm.create_model(name, img_size=size, **kwargs) for size in (224, 96))
     torch.save(source.state_dict(), tmp_path / "at224.pth")
-    assert load_weights(target, tmp_path / "at224.pth") == ("pos_embed resized from 14x14 to 6x6",)
+    loaded = load_weights(target, tmp_path / "at224.pth")
+    assert loaded == Loaded(("pos_embed resized from 14x14 to 6x6",), new_head=False)
     want = timm.layers.resample_abs_pos_embed(
         source.pos_embed.detach(), [6, 6], num_prefix_tokens=prefix
     )
@@ -101,10 +102,12 @@ def test_a_class_token_of_another_kind_is_refused(shape: tuple[int, ...], tmp_pa
 def test_a_size_and_a_class_count_at_once(tmp_path: Path) -> None:
     torch.save(create_model("vit_tiny").state_dict(), tmp_path / "published.pth")
     target = create_model("vit_tiny", 10, input_size=256)
-    assert load_weights(target, tmp_path / "published.pth", new_head=True) == (
+    notes = (
         "pos_embed resized from 14x14 to 16x16",
         "head re-initialised: the file has 1000 classes, the model 10",
     )
+    loaded = load_weights(target, tmp_path / "published.pth", new_head=True)
+    assert loaded == Loaded(notes, new_head=True)
 
 
 # Bias tables, by offset.
@@ -175,7 +178,7 @@ def test_bias_tables_by_hand(name: str, size: int, notes: tuple[str, ...], tmp_p
     torch.save(source.state_dict(), tmp_path / "at224.pth")
     target = create_model(name, 9, input_size=size)
     indices = {k: v.clone() for k, v in target.state_dict().items() if k.endswith("idxs")}
-    assert load_weights(target, tmp_path / "at224.pth") == notes
+    assert load_weights(target, tmp_path / "at224.pth") == Loaded(notes, new_head=False)
     before, after = tables(source), tables(target)
     assert before.keys() == after.keys() != set()
     for key, table in after.items():

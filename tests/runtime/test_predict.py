@@ -119,8 +119,9 @@ def test_what_cannot_answer(labelled, tiny, tmp_path):
     with pytest.raises(RuntimeFault, match=r"has 2 labels and tiny\.tflite 7 classes"):
         open_predictor(labelled).top(tiny.inputs_NHWC[0], 1)
     (labelled / "labels.txt").unlink()
-    with pytest.raises(RuntimeFault, match="cannot read the labels"):
-        open_predictor(labelled)
+    for target in (None, "onnx"):
+        with pytest.raises(RuntimeFault, match=r"^cannot read the labels: no such labels file"):
+            open_predictor(labelled, target)
 
 
 def test_no_numbers_no_guess(labelled, tiny):

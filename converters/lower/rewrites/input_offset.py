@@ -12,9 +12,8 @@ MAX_CHANNELS = 4
     "input offset one row wide",
     targets=("tflite",),
     why="XNNPACK's broadcast runs over the innermost numbers that both sides share: the 3 channels "
-    "of one pixel for a (1, 3, 1, 1) constant in NHWC, a whole row for (1, 3, 1, W). On SHViT-S1 "
-    "the subtraction takes 0.2 of 6 ms in the first form and next to nothing in the second "
-    "(docs/results/input_offset.md)",
+    "of one pixel for a (1, 3, 1, 1) constant in NHWC, a whole row for (1, 3, 1, W). Both "
+    "are timed in docs/results/input_offset.md",
 )
 def widen_offset(graph: FoldGraph) -> int:
     """x - c with x (1, C, H, W), C at most 4, c (1, C, 1, 1): c is repeated along W."""

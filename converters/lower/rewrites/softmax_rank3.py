@@ -30,7 +30,8 @@ RESHAPES = {
     "order inside the XNNPACK delegate until something asks for the plain one. Its softmax asks "
     "for nothing and runs over whatever dimension is innermost: over the channels in place of the "
     "last dimension, without an error. Talking heads (convolution, softmax, convolution) answer "
-    "wrongly by 0.5 of their spread. A value of rank 3 has no channels-last order",
+    "wrongly, EfficientFormerV2 with them (docs/results/rewrites.md). A value of rank 3 has no "
+    "channels-last order",
 )
 def flatten_softmax(graph: FoldGraph) -> int:
     """softmax(x, -1) of x (A, B, C, D) on (A * B, C, D), wherever x may be channels-last."""

@@ -15,7 +15,7 @@ from converters.reparam.graph import FoldGraph, arg, aten, shape_of
     "split as slices",
     targets=("executorch",),
     why="XNNPACK's delegate takes a slice and no split: each split ends a delegate call and copies "
-    "its pieces outside",
+    "its pieces outside (docs/results/rewrites.md counts the calls)",
 )
 def slice_splits(graph: FoldGraph) -> int:
     """The pieces of split, split_with_sizes and chunk, each cut from the whole by itself."""
