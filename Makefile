@@ -52,6 +52,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/fp16_executorch.py
 	$(BIN)/python benchmarks/fold_against_timm.py
 	$(BIN)/python benchmarks/rewrites.py
+	$(BIN)/python benchmarks/agent.py
 	$(BIN)/python benchmarks/train_digits.py
 
 clean:

@@ -1,6 +1,6 @@
 """Talk to a device agent: AgentClient blocks, AsyncAgentClient is the same for asyncio.
 
-    with AgentClient("raspberrypi:8470") as agent:
+    with AgentClient("raspberrypi:8001") as agent:
         agent.upload(Path("out"), "shvit")
         agent.load("shvit")
         print(agent.infer("shvit", picture_BCHW).output.argmax())

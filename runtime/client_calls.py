@@ -51,6 +51,8 @@ LONG_S = 3600.0
 CHUNK = 512 << 10
 RESUMES = 3
 BACK_OFF_S = 1.0
+# ABORTED: the agent has not yet noticed that an upload of the same bundle was cut, or another runs.
+CUT = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED})
 TIMINGS = ("queue_us", "decode_us", "compute_us", "encode_us", "total_us")
 
 
@@ -249,9 +251,7 @@ def upload(path: Path, name: str | None, progress: Sent | None, timeout_s: float
             answer = yield Ask(methods(DEVICE)["UploadBundle"], Outgoing(parts), timeout_s)
             return str(answer.digest)
         except AgentFault as fault:
-            # ABORTED: the agent has not yet noticed that the call before this one is gone.
-            cut = {grpc.StatusCode.UNAVAILABLE} | ({grpc.StatusCode.ABORTED} if failures else set())
-            if fault.code not in cut or failures == RESUMES or best < 0:  # never reached: no cut
+            if fault.code not in CUT or failures == RESUMES or best < 0:  # never reached: no cut
                 raise
             failures += 1
         yield Wait(BACK_OFF_S * 2 ** (failures - 1))

@@ -1,7 +1,7 @@
 """devices.yaml: the agents that a person uses, by name.
 
     - name: pi
-      address: raspberrypi.local:8470
+      address: raspberrypi.local:8001
       tls: {ca: ca.pem, cert: laptop.pem, key: laptop.key, server_name: raspberrypi.local}
       token_file: pi.token
 
