@@ -21,6 +21,7 @@ from runtime.serving.device_service import DeviceService
 from runtime.serving.ending import Grace, ending, first_of
 from runtime.serving.grpc_server import bind, make_server
 from runtime.serving.health import Health
+from runtime.serving.heap import one_arena
 from runtime.serving.inference_service import InferenceService
 from runtime.serving.limits import Limits
 from runtime.serving.logs import LEVELS, log_to_stderr
@@ -114,6 +115,7 @@ def run(config: AgentConfig, ready: Ready | None = None) -> int:
         )
     if not math.isfinite(config.grace_s) or config.grace_s < 0:
         raise RuntimeFault(f"expected a --grace of 0 seconds or more, got {config.grace_s}")
+    one_arena()
     log_to_stderr(config.log_level)
     asyncio.run(_until_a_signal(config, ready))
     return 0
