@@ -24,10 +24,11 @@ demo: $(STAMP)
 	@echo "bundle: demo/shvit_s1"
 	@echo "report: demo/report.html"
 
-# The fast tests first, then the end-to-end ones; CI runs both.
+# The fast tests first, then the end-to-end ones; CI runs both. A file's tests stay in one process.
+JOBS ?= 2
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -m "not slow"
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m slow
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -53,6 +54,8 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/fold_against_timm.py
 	$(BIN)/python benchmarks/rewrites.py
 	$(BIN)/python benchmarks/agent.py
+	$(BIN)/python benchmarks/coordinator.py
+	$(BIN)/python benchmarks/cluster_faults.py
 	$(BIN)/python benchmarks/train_digits.py
 
 clean:

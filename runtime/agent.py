@@ -17,21 +17,21 @@ from runtime.bundle import read_bundle
 from runtime.errors import RuntimeFault
 from runtime.manifest import MANIFEST_NAME
 from runtime.serving.addresses import Address, parse_address
-from runtime.serving.device_service import DeviceService
 from runtime.serving.ending import Grace, ending, first_of
 from runtime.serving.grpc_server import bind, make_server
-from runtime.serving.health import Health
 from runtime.serving.heap import one_arena
-from runtime.serving.inference_service import InferenceService
 from runtime.serving.limits import Limits
 from runtime.serving.logs import LEVELS, log_to_stderr
 from runtime.serving.model import ModelSettings
 from runtime.serving.models import Models
-from runtime.serving.names import default_name
 from runtime.serving.observer import NOBODY, Observer
-from runtime.serving.reflection import Reflection
 from runtime.serving.security import Security, check_reach, read_security
-from runtime.serving.store import Store
+from runtime.serving.services.device import DeviceService
+from runtime.serving.services.health import Health
+from runtime.serving.services.inference import InferenceService
+from runtime.serving.services.reflection import Reflection
+from runtime.serving.storage.names import default_name
+from runtime.serving.storage.store import Store
 from runtime.wire.descriptors import (
     DEVICE,
     HEALTH,

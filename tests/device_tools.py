@@ -13,9 +13,9 @@ import grpc
 import grpc.aio
 import pytest
 
-from runtime.serving.device_service import DeviceService
 from runtime.serving.limits import Limits
-from runtime.serving.store import Store
+from runtime.serving.services.device import DeviceService
+from runtime.serving.storage.store import Store
 from runtime.wire.bundle_plan import BundlePlan, chunks, plan_of
 from runtime.wire.descriptors import DEVICE, methods
 from runtime.wire.service import call, handler

@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from store_tools import parts, send, tree, write_bundle  # noqa: E402
 
 from runtime.digest import sha256_tree  # noqa: E402
-from runtime.serving.store import Store  # noqa: E402
+from runtime.serving.storage.store import Store  # noqa: E402
 from runtime.wire.bundle_plan import plan_of  # noqa: E402
 
 STEPS = ("rename", "replace", "fsync", "pwrite", "mkdir", "open", "unlink", "rmdir", "ftruncate")

@@ -18,7 +18,7 @@ from edgevit.cli.device_options import (
 )
 
 if TYPE_CHECKING:
-    from runtime.device_survey import Seen
+    from runtime.devices.survey import Seen
 
 DEADLINE_S = 3.0
 STYLES = {"ready": "green", "live": "yellow", "unreachable": "red"}
@@ -40,8 +40,8 @@ def devices(
     """List device agents with their state: hardware, engines, models, memory, disk, clock."""
     quiet_grpc()
     from edgevit.cli.output import print_json
-    from runtime.device_survey import survey
-    from runtime.devices import AddressOptions, find_devices
+    from runtime.devices.file import AddressOptions, find_devices
+    from runtime.devices.survey import survey
 
     options = AddressOptions(tls_ca, tls_cert, tls_key, token_file)
     found = survey(find_devices(words or [], file, options), DEADLINE_S)

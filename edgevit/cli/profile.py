@@ -55,8 +55,8 @@ def profile(
     if device:
         quiet_grpc()
         from edgevit.cli.profile_devices import Where, profile_on_devices
-        from runtime.client_calls import ProfileOptions
-        from runtime.devices import AddressOptions
+        from runtime.client.calls import ProfileOptions
+        from runtime.devices.file import AddressOptions
 
         where = Where(device, devices_file, AddressOptions(tls_ca, tls_cert, tls_key, token_file))
         good = profile_on_devices(

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from edgevit.cli.profile_progress import Told
     from edgevit.cli.report import ReportFiles
     from edgevit.reports import Absent
-    from runtime.client_calls import ProfileOptions
-    from runtime.devices import AddressOptions
-    from runtime.profile_devices import DeviceRun
+    from runtime.client.calls import ProfileOptions
+    from runtime.devices.file import AddressOptions
+    from runtime.devices.profiling import DeviceRun
     from runtime.run_record import RunRecord
 
 
@@ -70,8 +70,8 @@ def profile_on_devices(
 
 
 def _measure(paths: list[Path], where: Where, options: ProfileOptions, tell: Told) -> _Found:
-    from runtime.devices import LOCAL, find_devices
-    from runtime.profile_devices import profile_devices, works_from
+    from runtime.devices.file import LOCAL, find_devices
+    from runtime.devices.profiling import profile_devices, works_from
     from runtime.profile_items import items_from
     from runtime.profiler import profile
 

@@ -16,10 +16,10 @@ from runtime.errors import RuntimeFault
 from runtime.manifest import TensorSpec
 from runtime.serving.batching import BatchQueue, Waiting
 from runtime.serving.breaker import Breaker
-from runtime.serving.engine import Engine, EngineOptions, Loaded, Ran
-from runtime.serving.engine_process import EngineProcess
-from runtime.serving.engine_thread import EngineThread
-from runtime.serving.form import Form
+from runtime.serving.engines.base import Engine, EngineOptions, Loaded, Ran
+from runtime.serving.engines.form import Form
+from runtime.serving.engines.process import EngineProcess
+from runtime.serving.engines.thread import EngineThread
 from runtime.serving.observer import NOBODY, Observer
 from runtime.serving.observer import Timings as Timings  # noqa: PLC0414 -- part of an Answer
 from runtime.serving.properties import properties

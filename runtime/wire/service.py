@@ -129,8 +129,8 @@ async def _abort(error: Exception, context: Context, method: Method, begun: floa
     elif isinstance(error, RuntimeFault):
         code, text = grpc.StatusCode.INVALID_ARGUMENT, str(error)
     else:
-        log.error("a call failed inside the agent", exc_info=error, extra={"call": method.path})
-        code, text = grpc.StatusCode.INTERNAL, "the agent failed at this call; its log says how"
+        log.error("a call failed inside the server", exc_info=error, extra={"call": method.path})
+        code, text = grpc.StatusCode.INTERNAL, "the server failed at this call; its log says how"
     _log_call(method, code.name, begun)
     await context.abort(code, text[:DETAILS_LIMIT])
     raise AssertionError("abort raises")

@@ -15,8 +15,8 @@ from cli_tools import ROOT, edgevit
 
 from runtime.bundle import read_bundle, read_reference
 from runtime.client import Access, AgentClient
-from runtime.client_errors import AgentFault
-from runtime.devices import read_devices
+from runtime.client.errors import AgentFault
+from runtime.devices.file import read_devices
 
 FOLDER = ROOT / "examples" / "agent"
 UNIT = FOLDER / "edgevit-agent.service"

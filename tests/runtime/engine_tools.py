@@ -15,9 +15,9 @@ import psutil
 from onnx import TensorProto, helper
 
 from runtime.digest import sha256_of, size_of
-from runtime.serving.engine import EngineOptions
-from runtime.serving.engine_process import EngineProcess
-from runtime.serving.engine_thread import EngineThread
+from runtime.serving.engines.base import EngineOptions
+from runtime.serving.engines.process import EngineProcess
+from runtime.serving.engines.thread import EngineThread
 from runtime.sessions import open_session
 
 T = TypeVar("T")

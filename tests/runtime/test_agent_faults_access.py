@@ -22,7 +22,7 @@ from agent_tools import (
 from cli_tools import edgevit
 
 from runtime.client import Access, AgentClient
-from runtime.client_errors import AgentFault
+from runtime.client.errors import AgentFault
 from runtime.wire.descriptors import HEALTH
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE

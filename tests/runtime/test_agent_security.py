@@ -18,10 +18,10 @@ from server_tools import calls_of, refusal, run, served
 from runtime.errors import RuntimeFault
 from runtime.serving.addresses import Address, parse_address
 from runtime.serving.grpc_server import bind, make_server
-from runtime.serving.health import Health
 from runtime.serving.limits import Limits
-from runtime.serving.reflection import Reflection
 from runtime.serving.security import Security, check_reach, read_security
+from runtime.serving.services.health import Health
+from runtime.serving.services.reflection import Reflection
 from runtime.wire.descriptors import HEALTH, INFERENCE, REFLECTION, SERVICES, methods
 
 TOKEN = "a-token-of-some-length"

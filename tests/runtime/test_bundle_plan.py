@@ -14,8 +14,8 @@ from store_tools import header, refused, write_bundle
 
 from runtime.digest import sha256_tree, size_of
 from runtime.errors import RuntimeFault
-from runtime.serving.header import header_of
 from runtime.serving.limits import GIB, Limits
+from runtime.serving.storage.header import header_of
 from runtime.wire.bundle_paths import check_paths
 from runtime.wire.bundle_plan import chunks, digest_of, plan_of, scan
 from runtime.wire.descriptors import message

@@ -19,8 +19,8 @@ import pytest
 from cli_tools import ROOT
 from small_agent import Doubles, Shelf, serving, small_bundle, small_services
 
-from runtime import client_calls
 from runtime.client import Access, AgentClient, AgentFault, AsyncAgentClient
+from runtime.client import calls as client_calls
 from runtime.digest import sha256_tree
 from runtime.errors import RuntimeFault
 from runtime.wire.descriptors import DEVICE, INFERENCE, message

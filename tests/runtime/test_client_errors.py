@@ -16,8 +16,8 @@ import pytest
 from agent_tools import Certificates, certificates
 from small_agent import Doubles, serving, small_services
 
-from runtime import client_channel
 from runtime.client import Access, AgentClient, AgentFault
+from runtime.client import channel as client_channel
 from runtime.errors import RuntimeFault
 from runtime.wire.descriptors import HEALTH, INFERENCE
 from runtime.wire.refused import Refused, exhausted, invalid, not_found, precondition

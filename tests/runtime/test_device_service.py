@@ -18,13 +18,13 @@ import pytest
 from device_tools import Line, Models, answer_of, held_of, run, serving, stream, until
 from store_tools import NAMED, REF, tree, write_bundle
 
-import runtime.serving.device_service as device_service
-import runtime.serving.uploads as uploads
+import runtime.serving.services.device as device_service
+import runtime.serving.storage.uploads as uploads
 from runtime.digest import size_of
 from runtime.run_record import Environment
 from runtime.serving.limits import MIB, Limits
-from runtime.serving.store import Store
-from runtime.serving.uploads import sound
+from runtime.serving.storage.store import Store
+from runtime.serving.storage.uploads import sound
 from runtime.wire.bundle_plan import chunks, plan_of
 from runtime.wire.descriptors import message
 
@@ -85,7 +85,7 @@ def find_spec(cls, name, path=None, target=None):
 PathFinder.find_spec = classmethod(find_spec)
 import json
 from runtime.sessions.installed import installed
-import runtime.serving.facts
+import runtime.serving.services.facts
 print(json.dumps({i.engine.name: [i.package, i.version, i.missing] for i in installed()}))
 heavy = {"torch", "executorch", "onnxruntime", "ai_edge_litert", "coremltools"} & set(sys.modules)
 assert not heavy, heavy

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.devices import AddressOptions, devices_file, find_devices, read_devices
+from runtime.devices.file import AddressOptions, devices_file, find_devices, read_devices
 from runtime.errors import RuntimeFault
 
 FULL = """

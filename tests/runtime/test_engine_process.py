@@ -339,7 +339,7 @@ IMPORTED = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from runtime.serving.engine_worker import open_warm
+from runtime.serving.engines.worker import open_warm
 open_warm(Path(sys.argv[2]), 1, 16)
 print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
 """
@@ -358,7 +358,7 @@ import re, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import numpy as np
-from runtime.serving.engine_worker import open_warm
+from runtime.serving.engines.worker import open_warm
 path = Path(sys.argv[2])
 session, _ = open_warm(path, 1, 16)
 x = np.random.default_rng(0).random(session.input.shape, dtype=np.float32)

@@ -8,7 +8,7 @@ import grpc
 import grpc.aio
 from server_tools import calls_of, refusal, run, served
 
-from runtime.serving.health import WATCHERS, Health
+from runtime.serving.services.health import WATCHERS, Health
 from runtime.wire.descriptors import HEALTH
 
 SERVING, NOT_SERVING, SERVICE_UNKNOWN = 1, 2, 3

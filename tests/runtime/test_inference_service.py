@@ -21,10 +21,10 @@ from server_tools import calls_of, refusal, run, served, until
 
 from runtime.digest import sha256_tree
 from runtime.environment import edgevit_version
-from runtime.serving.inference_service import InferenceService
 from runtime.serving.model import ModelSettings
 from runtime.serving.models import Models
-from runtime.serving.store import Store
+from runtime.serving.services.inference import InferenceService
+from runtime.serving.storage.store import Store
 from runtime.wire.descriptors import INFERENCE
 from runtime.wire.tensors import read_outputs
 

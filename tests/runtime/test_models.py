@@ -17,7 +17,7 @@ from engine_tools import FOREVER, bundle_with, counting, doubling, gone, run, un
 
 from runtime.serving.model import ModelSettings
 from runtime.serving.models import Models
-from runtime.serving.store import Store
+from runtime.serving.storage.store import Store
 from runtime.sessions import installed
 from runtime.wire.refused import Refused
 

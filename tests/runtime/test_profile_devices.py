@@ -12,11 +12,11 @@ import pytest
 from small_agent import Shelf, serving, small_bundle
 
 from runtime.client import Access
-from runtime.client_calls import ProfileOptions
-from runtime.devices import KnownDevice
+from runtime.client.calls import ProfileOptions
+from runtime.devices.file import KnownDevice
+from runtime.devices.profiling import DeviceRun, Work, profile_devices, works_from
 from runtime.environment import describe
 from runtime.errors import RuntimeFault
-from runtime.profile_devices import DeviceRun, Work, profile_devices, works_from
 from runtime.run_record import RunRecord
 from runtime.wire.descriptors import DEVICE, Message, message
 

@@ -7,8 +7,8 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from server_tools import PATIENCE_S, calls_of, run, served
 
-from runtime.serving.health import Health
-from runtime.serving.reflection import Reflection
+from runtime.serving.services.health import Health
+from runtime.serving.services.reflection import Reflection
 from runtime.wire.descriptors import (
     DEVICE,
     HEALTH,

@@ -16,7 +16,7 @@ import runtime.profiler as profiler
 from runtime.cancel import Cancel, Cancelled
 from runtime.profile_items import items_from
 from runtime.run_record import RunRecord
-from runtime.serving.store import Store
+from runtime.serving.storage.store import Store
 
 CODE = grpc.StatusCode
 

@@ -17,8 +17,8 @@ from runtime.bundle import check_bytes
 from runtime.digest import sha256_tree, size_of
 from runtime.errors import RuntimeFault
 from runtime.serving.limits import Limits
-from runtime.serving.names import default_name
-from runtime.serving.store import Store
+from runtime.serving.storage.names import default_name
+from runtime.serving.storage.store import Store
 from runtime.wire.bundle_plan import plan_of
 
 CODE = grpc.StatusCode
@@ -146,7 +146,7 @@ def test_files_in_use_stay(store, source):
 HOLD = """
 import sys, time
 from pathlib import Path
-from runtime.serving.store import Store
+from runtime.serving.storage.store import Store
 store = Store.open(Path(sys.argv[1]))
 print("open", flush=True)
 time.sleep(120)

@@ -25,7 +25,7 @@ from cli_tools import small_disk
 from device_tools import Device, answer_of, held_of, run, serving, until
 from store_tools import NAMED, parts, refused, send, tree, write_bundle
 
-from runtime.serving.store import Store
+from runtime.serving.storage.store import Store
 from runtime.wire.bundle_plan import chunks, plan_of
 from runtime.wire.descriptors import message
 
@@ -129,7 +129,7 @@ def test_a_disk_that_fails_between_the_bundle_and_its_name(store, source, monkey
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch, refused(CODE.INTERNAL, "Input/output error"):
-        patch.setattr("runtime.serving.store.replace", broken)
+        patch.setattr("runtime.serving.storage.store.replace", broken)
         store.add(source, "name")
     assert [s.names for s in store.bundles()] == [[]] and store.used() == plan.size
     assert list((store.root / "incoming").iterdir()) == []
@@ -246,9 +246,9 @@ from pathlib import Path
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests"]
 import grpc.aio
 from device_tools import Models
-from runtime.serving.device_service import DeviceService
+from runtime.serving.services.device import DeviceService
 from runtime.serving.limits import Limits
-from runtime.serving.store import Store
+from runtime.serving.storage.store import Store
 from runtime.wire.descriptors import DEVICE
 from runtime.wire.service import handler
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from store_tools import header, parts, refused, send, tree, write_bundle
 
 from runtime.digest import size_of
-from runtime.serving.incoming import KEEP_COUNT, KEEP_S
-from runtime.serving.store import Store
+from runtime.serving.storage.incoming import KEEP_COUNT, KEEP_S
+from runtime.serving.storage.store import Store
 from runtime.wire.bundle_plan import BundlePlan, digest_of, plan_of, scan
 
 CODE = grpc.StatusCode

@@ -16,14 +16,14 @@ import grpc.aio
 
 from runtime.cancel import Cancel, Cancelled
 from runtime.errors import RuntimeFault
-from runtime.serving.facts import describe_device
-from runtime.serving.files import told
 from runtime.serving.limits import Limits
 from runtime.serving.models import Models
-from runtime.serving.names import check_digest, default_name
-from runtime.serving.profiling import Profiling, Step, Wish
-from runtime.serving.store import Store
-from runtime.serving.uploads import Upload
+from runtime.serving.services.facts import describe_device
+from runtime.serving.services.profiling import Profiling, Step, Wish
+from runtime.serving.storage.files import told
+from runtime.serving.storage.names import check_digest, default_name
+from runtime.serving.storage.store import Store
+from runtime.serving.storage.uploads import Upload
 from runtime.wire.descriptors import DEVICE, Message, methods
 from runtime.wire.refused import Refused, exhausted, invalid, precondition
 

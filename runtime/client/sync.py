@@ -1,15 +1,4 @@
-"""Talk to a device agent: AgentClient blocks, AsyncAgentClient is the same for asyncio.
-
-    with AgentClient("raspberrypi:8001") as agent:
-        agent.upload(Path("out"), "shvit")
-        agent.load("shvit")
-        print(agent.infer("shvit", picture_BCHW).output.argmax())
-
-One connection serves all the calls of a client and comes back by itself after a failure; a blocking
-client may be used from several threads. Every call has a deadline, `timeout_s`. Calls that only
-read, and `infer`, are tried again where the agent could not be reached. Every call raises
-AgentFault, which has the gRPC status and says what to do, and RuntimeFault for what is wrong here.
-"""
+"""The blocking client."""
 
 from __future__ import annotations
 
@@ -21,9 +10,8 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
-from runtime import client_calls as calls
-from runtime.client_aio import AsyncAgentClient
-from runtime.client_calls import (
+from runtime.client import calls
+from runtime.client.calls import (
     INFER_S,
     LOAD_S,
     LONG_S,
@@ -37,10 +25,10 @@ from runtime.client_calls import (
     Wait,
     Work,
 )
-from runtime.client_channel import Access, read_token
-from runtime.client_connection import Connection, whole
-from runtime.client_errors import AgentFault
-from runtime.client_results import (
+from runtime.client.channel import Access
+from runtime.client.connection import Connection, whole
+from runtime.client.errors import AgentFault
+from runtime.client.results import (
     Device,
     Held,
     InferResult,
@@ -50,20 +38,6 @@ from runtime.client_results import (
 )
 from runtime.run_record import RunRecord
 from runtime.sessions.base import Array
-
-__all__ = [
-    "Access",
-    "AgentClient",
-    "AgentFault",
-    "AsyncAgentClient",
-    "Device",
-    "Held",
-    "InferResult",
-    "ModelMetadata",
-    "ModelState",
-    "ServerMetadata",
-    "read_token",
-]
 
 T = TypeVar("T")
 

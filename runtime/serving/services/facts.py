@@ -11,7 +11,7 @@ import psutil
 from runtime.environment import describe, edgevit_version
 from runtime.serving.limits import Limits
 from runtime.serving.memory import memory_of
-from runtime.serving.store import Store
+from runtime.serving.storage.store import Store
 from runtime.sessions.installed import installed
 from runtime.wire.descriptors import DEVICE, Message, methods
 

@@ -19,14 +19,14 @@ import grpc
 
 from runtime.bundle import Bundle
 from runtime.errors import RuntimeFault
-from runtime.serving.files import disk_errors, prepare_json, read_json, replace, write_json
-from runtime.serving.header import Header, header_of
-from runtime.serving.incoming import Incoming
 from runtime.serving.limits import MIB, Limits
-from runtime.serving.lock import StoreLock
-from runtime.serving.names import NAME, check_digest, default_name, unknown
-from runtime.serving.shelf import Shelf
-from runtime.serving.uploads import Stored, Upload
+from runtime.serving.storage.files import disk_errors, prepare_json, read_json, replace, write_json
+from runtime.serving.storage.header import Header, header_of
+from runtime.serving.storage.incoming import Incoming
+from runtime.serving.storage.lock import StoreLock
+from runtime.serving.storage.names import NAME, check_digest, default_name, unknown
+from runtime.serving.storage.shelf import Shelf
+from runtime.serving.storage.uploads import Stored, Upload
 from runtime.wire.bundle_plan import chunks, plan_of
 from runtime.wire.descriptors import Message
 from runtime.wire.refused import Refused, exhausted, not_found, precondition

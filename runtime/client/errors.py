@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import grpc
 
-from runtime.client_channel import Access
+from runtime.client.channel import Access
 from runtime.errors import RuntimeFault
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from runtime.manifest import MANIFEST_NAME
 from runtime.serving.limits import MIB, Limits
-from runtime.serving.names import DIGEST, check_digest, check_name
+from runtime.serving.storage.names import DIGEST, check_digest, check_name
 from runtime.wire.bundle_paths import check_paths
 from runtime.wire.bundle_plan import PlannedFile, digest_of
 from runtime.wire.descriptors import Message

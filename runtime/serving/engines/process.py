@@ -22,9 +22,9 @@ from typing import Any
 import grpc
 
 from runtime.interpreter import command, environment, how_it_ended, last_words
-from runtime.serving.engine import Ended, EngineOptions, Loaded, Ran
-from runtime.serving.engine_messages import DONE, HEADER, READY, RUN
-from runtime.serving.form import Form, Slot
+from runtime.serving.engines.base import Ended, EngineOptions, Loaded, Ran
+from runtime.serving.engines.form import Form, Slot
+from runtime.serving.engines.messages import DONE, HEADER, READY, RUN
 from runtime.sessions.base import Array
 from runtime.tensor_spec import TensorSpec
 from runtime.wire.refused import Refused, precondition, unavailable
@@ -122,7 +122,7 @@ class EngineProcess:
         }
         try:
             self._process = subprocess.Popen(
-                command("runtime.serving.engine_worker", json.dumps(arguments), ignored=IGNORED),
+                command("runtime.serving.engines.worker", json.dumps(arguments), ignored=IGNORED),
                 stdin=subprocess.DEVNULL,
                 stdout=self._stderr,
                 stderr=self._stderr,

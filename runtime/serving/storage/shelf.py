@@ -8,8 +8,8 @@ from pathlib import Path
 from runtime.bundle import Bundle, read_bundle
 from runtime.digest import size_of
 from runtime.errors import RuntimeFault
-from runtime.serving.files import remove_tree, sync_folder, told
-from runtime.serving.names import DIGEST
+from runtime.serving.storage.files import remove_tree, sync_folder, told
+from runtime.serving.storage.names import DIGEST
 
 
 class Shelf:

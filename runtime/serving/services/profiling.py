@@ -13,7 +13,7 @@ from runtime.cancel import Cancel
 from runtime.profile_items import items_from
 from runtime.profiler import profile
 from runtime.run_record import RunRecord
-from runtime.serving.uploads import Stored
+from runtime.serving.storage.uploads import Stored
 from runtime.wire.refused import exhausted, invalid
 
 MAX_THREADS = 256

@@ -11,7 +11,7 @@ from typing import Literal
 import grpc
 
 from runtime.client import AgentFault, AsyncAgentClient, Device
-from runtime.devices import KnownDevice
+from runtime.devices.file import KnownDevice
 from runtime.errors import RuntimeFault
 
 State = Literal["ready", "live", "unreachable"]

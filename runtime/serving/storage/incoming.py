@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.errors import RuntimeFault
-from runtime.serving.files import disk_errors, read_json, remove_tree, sizes, write_json
-from runtime.serving.header import Header, header_from_json
+from runtime.serving.storage.files import disk_errors, read_json, remove_tree, sizes, write_json
+from runtime.serving.storage.header import Header, header_from_json
 from runtime.wire.refused import exhausted
 
 HEADER, FILES = "header.json", "files"

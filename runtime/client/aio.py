@@ -11,8 +11,8 @@ from typing import Any, Self, TypeVar
 import grpc
 import grpc.aio
 
-from runtime import client_calls as calls
-from runtime.client_calls import (
+from runtime.client import calls
+from runtime.client.calls import (
     INFER_S,
     LOAD_S,
     LONG_S,
@@ -26,10 +26,10 @@ from runtime.client_calls import (
     Wait,
     Work,
 )
-from runtime.client_channel import Access
-from runtime.client_connection import Connection, whole
-from runtime.client_errors import AgentFault
-from runtime.client_results import (
+from runtime.client.channel import Access
+from runtime.client.connection import Connection, whole
+from runtime.client.errors import AgentFault
+from runtime.client.results import (
     Device,
     Held,
     InferResult,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from runtime.bundle import bundle_of, read_bundle
 from runtime.client import AgentClient
-from runtime.client_calls import ProfileOptions
-from runtime.devices import KnownDevice
+from runtime.client.calls import ProfileOptions
+from runtime.devices.file import KnownDevice
 from runtime.errors import RuntimeFault
 from runtime.run_record import RunRecord
 

@@ -22,7 +22,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from runtime.bundle import first_problem
-from runtime.client_channel import Access, read_token
+from runtime.client.channel import Access, read_token
 from runtime.errors import RuntimeFault
 from runtime.manifest import Record
 

@@ -16,8 +16,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from runtime.bundle import first_problem
-from runtime.client_errors import AgentFault
-from runtime.client_results import (
+from runtime.client.errors import AgentFault
+from runtime.client.results import (
     Device,
     Held,
     InferResult,

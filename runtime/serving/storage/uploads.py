@@ -14,8 +14,8 @@ import grpc
 
 from runtime.bundle import Bundle, check_bytes, read_bundle
 from runtime.errors import RuntimeFault
-from runtime.serving.files import FOLDER, disk_errors, open_below, sync_tree, told, write_at
-from runtime.serving.header import Header
+from runtime.serving.storage.files import FOLDER, disk_errors, open_below, sync_tree, told, write_at
+from runtime.serving.storage.header import Header
 from runtime.wire.bundle_plan import scan
 from runtime.wire.refused import Refused, invalid, precondition
 

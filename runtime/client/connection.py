@@ -6,9 +6,9 @@ from typing import Any
 
 import grpc
 
-from runtime.client_calls import Ask, Outgoing
-from runtime.client_channel import Access, open_channel
-from runtime.client_errors import fault_of
+from runtime.client.calls import Ask, Outgoing
+from runtime.client.channel import Access, open_channel
+from runtime.client.errors import fault_of
 from runtime.wire.service import call
 
 

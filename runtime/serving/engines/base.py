@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from runtime.serving.form import Form
+from runtime.serving.engines.form import Form
 from runtime.sessions.base import Array
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import grpc
 
 from runtime.errors import RuntimeFault
-from runtime.serving.engine import Ended, EngineOptions, Loaded, Ran
-from runtime.serving.engine_worker import open_warm
-from runtime.serving.form import Form, check_answer
+from runtime.serving.engines.base import Ended, EngineOptions, Loaded, Ran
+from runtime.serving.engines.form import Form, check_answer
+from runtime.serving.engines.worker import open_warm
 from runtime.sessions.base import Array, Session
 from runtime.wire.refused import Refused, precondition, unavailable
 

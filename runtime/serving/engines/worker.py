@@ -1,4 +1,4 @@
-"""The process that one artefact runs in, for an agent. See runtime/serving/engine_process.py.
+"""The process that one artefact runs in, for an agent. See runtime/serving/engines/process.py.
 
 It imports what the session needs and nothing else: its memory is counted. It ends when its socket
 does, also in the middle of a run, so that it cannot outlive an agent that was killed.
@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 
 from runtime.errors import RuntimeFault
-from runtime.serving.engine_messages import DONE, FAILED, HEADER, READY, RUN
-from runtime.serving.form import Form, Slot, check_answer
-from runtime.serving.trim import trim
+from runtime.serving.engines.form import Form, Slot, check_answer
+from runtime.serving.engines.messages import DONE, FAILED, HEADER, READY, RUN
+from runtime.serving.engines.trim import trim
 from runtime.sessions.base import Session, open_session
 
 TEXT_LIMIT = 2000

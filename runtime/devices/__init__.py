@@ -1,0 +1,1 @@
+"""Several devices at once: devices.yaml, who answers, and a profile on each."""

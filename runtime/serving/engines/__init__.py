@@ -1,0 +1,1 @@
+"""Where an artefact runs: a process of its own, or a thread."""

@@ -1,0 +1,1 @@
+"""The gRPC services of an agent, one a file."""

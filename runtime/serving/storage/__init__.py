@@ -1,0 +1,1 @@
+"""The bundles of a device on its disk, whatever crashes."""
