@@ -36,7 +36,7 @@ from runtime.manifest import (
 )
 from runtime.sessions.base import Array
 
-__all__ = ["ConvertOptions", "convert", "failed_targets"]
+__all__ = ["ConvertOptions", "check_packages", "convert", "failed_targets"]
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,7 +53,7 @@ Timed = Callable[[Stage], AbstractContextManager[None]]
 
 
 def convert(
-    model: str | nn.Module,
+    model: str | nn.Module | Source,
     out: Path | str,
     options: ConvertOptions | None = None,
     progress: Progress = silent,
@@ -61,17 +61,17 @@ def convert(
     """Convert a model to a bundle folder `out`, each artefact verified against torch.
 
     model is a reference (`shvit_s1`, `timm:NAME`, `package.module:factory`, `path.pt2`) or a torch
-    module that takes (1, 3, H, W) and gives logits (1, classes). Targets convert in worker
-    processes of their own, side by side. A target that fails is in the manifest's `failures`, or
-    its verification is 'failed'; the others finish: read `failed_targets(manifest)`. Raises
-    ConvertError (also where no target came out), ModelError, RuntimeFault; whatever is raised,
-    `out` is as it was.
+    module that takes (1, 3, H, W) and gives logits (1, classes), bare or as a Source that says more
+    about it. Targets convert in worker processes of their own, side by side. A target that fails is
+    in the manifest's `failures`, or its verification is 'failed'; the others finish: read
+    `failed_targets(manifest)`. Raises ConvertError (also where no target came out), ModelError,
+    RuntimeFault; whatever is raised, `out` is as it was.
     """
     options = options or ConvertOptions()
     out = Path(out).absolute()
     targets = resolve_targets(options.targets)
     precisions = {t: check_precision(t, options.precision) for t in targets}
-    _check_packages(targets)
+    check_packages(targets)
     labels = None if options.labels is None else read_labels(options.labels)
     check_goal(out, options.force)
     begun = time.perf_counter()
@@ -147,7 +147,7 @@ class _Prepared:
 
 
 def _prepare(
-    model: str | nn.Module,
+    model: str | nn.Module | Source,
     options: ConvertOptions,
     labels: list[str] | None,
     timed: Timed,
@@ -250,8 +250,8 @@ def _raise_if_fatal(outcomes: dict[str, Outcome], folder: Path, out: Path) -> No
     raise NothingConverted("\n".join(lines))
 
 
-def _check_packages(targets: list[str]) -> None:
-    """Every package that the targets need, before any work starts."""
+def check_packages(targets: list[str]) -> None:
+    """Raise MissingExtra unless every package that the targets need is there."""
     from importlib.util import find_spec
 
     from runtime.errors import missing_extra

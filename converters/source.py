@@ -68,7 +68,10 @@ def load_source(
 
 
 def _built(
-    model: str | nn.Module | Source, weights: Path | str | None, size: int | None, classes: int | None
+    model: str | nn.Module | Source,
+    weights: Path | str | None,
+    size: int | None,
+    classes: int | None,
 ) -> Source:
     if isinstance(model, Source):
         return model
