@@ -15,7 +15,7 @@ import sys
 import grpc
 import grpc.aio
 
-from partition.heap import keep_freed_memory
+from partition.serving.heap import keep_freed_memory
 from runtime.wire.descriptors import INFERENCE, methods
 
 MESSAGE_BYTES = 64 * 2**20

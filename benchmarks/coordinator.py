@@ -37,7 +37,7 @@ sys.path.append(str(ROOT / "tests"))
 from agent_tools import running_agent
 from coordinator_tools import TinyPlan, coordinating, pictures, request_of, write_plan
 
-from partition.coordinator_service import STAGES
+from partition.serving.service import STAGES
 
 INFER = methods(INFERENCE)["ModelInfer"]
 WORKERS, BLOCKS, WARM = 4, 20, 3

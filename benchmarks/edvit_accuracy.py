@@ -30,14 +30,19 @@ from edgevit.data import Dataset, at_size, open_splits
 from edgevit.models.vit import VisionTransformer
 from edgevit.training import Preprocess, TrainOptions, train
 from edgevit.training.loader import evaluation_batches
-from partition.classes import split
-from partition.distill import Taught, Views
-from partition.evaluate import fused_scores, scores
-from partition.geometry import Keep, geometry_of
-from partition.prune import prune
-from partition.submodel import Submodel
-from partition.train import TuneOptions, fine_tune
-from partition.train_fusion import FusionOptions, fit_fusion, held_out_answers, training_answers
+from partition.cutting.classes import split
+from partition.cutting.geometry import Keep, geometry_of
+from partition.cutting.prune import prune
+from partition.cutting.submodel import Submodel
+from partition.learning.distill import Taught, Views
+from partition.learning.evaluate import fused_scores, scores
+from partition.learning.train import TuneOptions, fine_tune
+from partition.learning.train_fusion import (
+    FusionOptions,
+    fit_fusion,
+    held_out_answers,
+    training_answers,
+)
 
 MOST_POINTS, LEAST_RATIO = 1.0, 4.0
 SCORED = 1024  # pictures that importance is measured on, of all classes

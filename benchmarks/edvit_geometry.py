@@ -24,8 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from edgevit.models import create_model
 from edgevit.models.vit import VisionTransformer
-from partition.geometry import Geometry, Keep, geometry_of, scaled
-from partition.slicing import Kept, slice_vit
+from partition.cutting.geometry import Geometry, Keep, geometry_of, scaled
+from partition.cutting.slicing import Kept, slice_vit
 
 CLASSES, SIDE = 10, 224
 MODELS = {

@@ -21,8 +21,8 @@ from edgevit.data import Dataset, open_splits
 from edgevit.models.vit import VisionTransformer
 from edgevit.training import Preprocess, TrainOptions, train
 from edgevit.training.loader import evaluation_batches
-from partition.classes import split
-from partition.importance import Importance, class_importance, literal_importance
+from partition.cutting.classes import split
+from partition.cutting.importance import Importance, class_importance, literal_importance
 
 SIDE, CLASSES, PARTS = 32, 10, 3
 WIDTH, DEPTH, HEADS = 64, 3, 8

@@ -17,15 +17,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from partition.coordinator_metrics import CoordinatorMetrics, CoordinatorWatcher, Uncounted
-from partition.coordinator_service import CoordinatorService
-from partition.device_link import DeviceLink
-from partition.ensemble import Ensemble, ensemble_of
-from partition.fanout import FanOut
-from partition.fuse import FusedModel
-from partition.heap import keep_freed_memory
 from partition.plan import read_plan
-from partition.turns import Turns
+from partition.serving.device_link import DeviceLink
+from partition.serving.ensemble import Ensemble, ensemble_of
+from partition.serving.fanout import FanOut
+from partition.serving.fuse import FusedModel
+from partition.serving.heap import keep_freed_memory
+from partition.serving.metrics import CoordinatorMetrics, CoordinatorWatcher, Uncounted
+from partition.serving.service import CoordinatorService
+from partition.serving.turns import Turns
 from runtime.client.channel import Access
 from runtime.errors import RuntimeFault
 from runtime.serving.addresses import Address, parse_address

@@ -13,28 +13,28 @@ import psutil
 
 from converters.pipeline import check_packages
 from edgevit.data import open_splits
-from partition.budgets import Budget, budgets_of, loads_of
-from partition.chains import Chain, Ground
-from partition.classes import split
-from partition.cluster_file import MEASURED, ClusterFile, read_cluster
-from partition.geometry import Geometry, Keep, geometry_of
-from partition.jobs import Job, LocalRunner, Runner
-from partition.loosen import Fitted, Limits, default_limits, loosen
-from partition.measure import check_reach, macs_per_s
-from partition.options import EXPLICIT, PartitionOptions, explicit_classes
-from partition.original import (
+from partition.cutting.classes import split
+from partition.cutting.geometry import Geometry, Keep, geometry_of
+from partition.making.chains import Chain, Ground
+from partition.making.jobs import Job, LocalRunner, Runner
+from partition.making.measure import check_reach, macs_per_s
+from partition.making.original import (
     DATA_SEED,
     data_digest,
     data_reference,
     load_reference,
     save_original,
 )
+from partition.making.plan_writer import Made, write_plan
+from partition.making.steps import Step, Tell, carry_out, is_done, output_of
+from partition.making.train_tasks import BUNDLE
+from partition.making.workspace import Workspace, check_goal, workspace, writing
+from partition.options import EXPLICIT, PartitionOptions, explicit_classes
+from partition.placing.budgets import Budget, budgets_of, loads_of
+from partition.placing.cluster_file import MEASURED, ClusterFile, read_cluster
+from partition.placing.loosen import Fitted, Limits, default_limits, loosen
 from partition.plan import Plan, read_plan
-from partition.plan_writer import Made, write_plan
 from partition.progress import Progress, silent
-from partition.steps import Step, Tell, carry_out, is_done, output_of
-from partition.train_tasks import BUNDLE
-from partition.workspace import Workspace, check_goal, workspace, writing
 from runtime.bundle import read_bundle
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ class _Run:
     def _runner(self, alone: bool) -> Runner:
         folders = self.space.folders
         if self.options.ray is not None and not alone:
-            from partition.ray_jobs import RayRunner
+            from partition.making.ray_jobs import RayRunner
 
             return RayRunner(folders, self.options.ray, self.threads)
         if alone:

@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from partition.cluster_file import NAME as CLUSTER_NAME
-from partition.cluster_file import ClusterFile, read_cluster
 from partition.errors import PartitionError
+from partition.placing.cluster_file import NAME as CLUSTER_NAME
+from partition.placing.cluster_file import ClusterFile, read_cluster
 from runtime.bundle import check_version, first_problem
 from runtime.digest import sha256_file, sha256_tree
 from runtime.errors import CheckFailed, RuntimeFault
@@ -40,7 +40,7 @@ Answer = Literal["features", "logits"]
 
 
 class PlanGeometry(Record):
-    """The widths of a ViT, as partition.geometry.Geometry has them."""
+    """The widths of a ViT, as partition.cutting.geometry.Geometry has them."""
 
     depth: int
     heads: int

@@ -23,8 +23,8 @@ from agent_tools import CALL_S, END_S, ROOT, START_S, Agent, ask, infer_request,
 from onnx import TensorProto, helper, numpy_helper
 from torch.nn import functional as F
 
-from partition.fusion import Fusion, without
 from partition.fusion_files import save_layers
+from partition.learning.fusion import Fusion, without
 from partition.plan import (
     Accuracy,
     Placed,

@@ -21,9 +21,9 @@ from plan_tools import REF, TWO, write_model
 from edgevit.cli.partition import drawn
 from edgevit.data import open_dataset, prepare
 from partition.fusion_files import FusionHead
+from partition.making.steps import UNFINISHED
 from partition.plan import check_files, read_plan
 from partition.progress import Event, State
-from partition.steps import UNFINISHED
 from runtime.bundle import read_bundle
 from runtime.inputs import to_input
 from runtime.sessions.base import open_session

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from partition.assign import Placement, assign, exact, greedy, makespan, place
-from partition.budgets import Budget, Cost, loads_of, refused_alone
 from partition.errors import InfeasibleError
-from partition.replicas import replicas
+from partition.placing.assign import Placement, assign, exact, greedy, makespan, place
+from partition.placing.budgets import Budget, Cost, loads_of, refused_alone
+from partition.placing.replicas import replicas
 
 COSTS = st.builds(
     Cost,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from partition.assign import Placement
-from partition.budgets import Budget, loads_of
+from partition.cutting.geometry import Geometry, Keep, scaled
 from partition.errors import InfeasibleError
-from partition.geometry import Geometry, Keep, scaled
-from partition.loosen import Limits, default_limits, loosen
+from partition.placing.assign import Placement
+from partition.placing.budgets import Budget, loads_of
+from partition.placing.loosen import Limits, default_limits, loosen
 
 VIT_B = Geometry(12, 12, 64, 768, 3072, 197, 10)
 MIB = 2**20

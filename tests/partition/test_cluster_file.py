@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from partition.cluster_file import MEASURED, access_to, read_cluster
 from partition.errors import PartitionError
-from partition.quantities import (
+from partition.placing.cluster_file import MEASURED, access_to, read_cluster
+from partition.placing.quantities import (
     BITS_A_SECOND,
     BYTES,
     JOULES,

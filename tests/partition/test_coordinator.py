@@ -34,7 +34,7 @@ from coordinator_tools import (
 )
 
 from partition.coordinator_main import main
-from partition.coordinator_service import STAGES
+from partition.serving.service import STAGES
 from runtime.client import AgentClient
 from runtime.digest import sha256_tree
 from runtime.wire.descriptors import HEALTH, REFLECTION, methods

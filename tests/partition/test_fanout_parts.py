@@ -13,15 +13,15 @@ from coordinator_tools import CLASSES, DEVICES, SIDE, pictures, write_bundle, wr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from partition.ensemble import ensemble_of
 from partition.errors import PartitionError
-from partition.fanout import Gathered
-from partition.fuse import Fused
 from partition.plan import read_plan
-from partition.recent import ENOUGH, KEPT, RecentTimes
-from partition.request_bytes import PictureBytes, request_head
-from partition.turns import Turns
-from partition.worker_reply import StrangeReply, read_reply
+from partition.serving.ensemble import ensemble_of
+from partition.serving.fanout import Gathered
+from partition.serving.fuse import Fused
+from partition.serving.recent import ENOUGH, KEPT, RecentTimes
+from partition.serving.request_bytes import PictureBytes, request_head
+from partition.serving.turns import Turns
+from partition.serving.worker_reply import StrangeReply, read_reply
 from runtime.client.channel import Access
 from runtime.sessions.base import Array
 from runtime.tensor_spec import TensorSpec

@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from partition.classes import split
+from partition.cutting.classes import split
 from partition.errors import PartitionError
 
 

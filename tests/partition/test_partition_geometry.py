@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from edgevit.models import create_model
 from edgevit.models.vit import VisionTransformer
+from partition.cutting.geometry import Geometry, Keep, geometry_of, scaled
 from partition.errors import PartitionError
-from partition.geometry import Geometry, Keep, geometry_of, scaled
 
 BASE = Geometry(12, 12, 64, 768, 3072, 197, 10)
 

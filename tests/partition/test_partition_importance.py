@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from partition_tools import CLASSES, images, small_vit
 from torch import Tensor
 
+from partition.cutting.gates import Gates, gated
+from partition.cutting.geometry import geometry_of
+from partition.cutting.importance import Importance, class_importance, literal_importance
+from partition.cutting.slicing import Kept, everything, slice_vit
 from partition.errors import PartitionError
-from partition.gates import Gates, gated
-from partition.geometry import geometry_of
-from partition.importance import Importance, class_importance, literal_importance
-from partition.slicing import Kept, everything, slice_vit
 
 LABELS = torch.tensor([0, 1, 2, 3, 4, 5, 0, 1])
 

@@ -13,11 +13,11 @@ from partition_tools import CLASSES, images, small_vit
 from torch import Tensor, nn
 
 from edgevit.models.vit import VisionTransformer
+from partition.cutting.gates import Gates, gated
+from partition.cutting.geometry import Keep, geometry_of
+from partition.cutting.importance import Importance
+from partition.cutting.slicing import Kept, choose, everything, slice_vit
 from partition.errors import PartitionError
-from partition.gates import Gates, gated
-from partition.geometry import Keep, geometry_of
-from partition.importance import Importance
-from partition.slicing import Kept, choose, everything, slice_vit
 
 ALL_CHANNELS = tuple(range(32))
 HEADS = ((0, 3), (1, 2), (2, 3))

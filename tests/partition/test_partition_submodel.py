@@ -9,13 +9,13 @@ import torch
 from partition_tools import CLASSES, images, small_vit
 from safetensors import safe_open
 
+from partition.cutting.geometry import Keep, geometry_of, scaled
+from partition.cutting.importance import class_importance
+from partition.cutting.prune import prune
+from partition.cutting.slicing import Kept, choose, slice_vit
+from partition.cutting.submodel import Submodel
 from partition.errors import PartitionError
-from partition.fusion import Fusion, drop_blocks, without
-from partition.geometry import Keep, geometry_of, scaled
-from partition.importance import class_importance
-from partition.prune import prune
-from partition.slicing import Kept, choose, slice_vit
-from partition.submodel import Submodel
+from partition.learning.fusion import Fusion, drop_blocks, without
 
 KEPT = Kept(tuple(range(0, 32, 2)), ((0, 2),) * 3, (tuple(range(10, 50)),) * 3)
 OWN = (4, 1)

@@ -16,15 +16,20 @@ from edgevit.data.digits import DigitsDataset
 from edgevit.models.vit import VisionTransformer
 from edgevit.training import Preprocess, Scores, Step, TrainOptions, train
 from edgevit.training.loader import evaluation_batches
-from partition.distill import Taught, Views, divergence, labels_of, own_logits, own_targets
+from partition.cutting.geometry import Keep
+from partition.cutting.importance import class_importance, literal_importance
+from partition.cutting.prune import prune
+from partition.cutting.submodel import Submodel
 from partition.errors import PartitionError
-from partition.evaluate import evaluate
-from partition.geometry import Keep
-from partition.importance import class_importance, literal_importance
-from partition.prune import prune
-from partition.submodel import Submodel
-from partition.train import TuneOptions, features_and_logits, fine_tune
-from partition.train_fusion import FusionOptions, fit_fusion, train_fusion, training_answers
+from partition.learning.distill import Taught, Views, divergence, labels_of, own_logits, own_targets
+from partition.learning.evaluate import evaluate
+from partition.learning.train import TuneOptions, features_and_logits, fine_tune
+from partition.learning.train_fusion import (
+    FusionOptions,
+    fit_fusion,
+    train_fusion,
+    training_answers,
+)
 
 SIDE = 32
 PRE = Preprocess(SIDE, SIDE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -14,13 +14,13 @@ import torch
 import yaml
 from plan_tools import tiny_record
 
-from partition.chains import lost_sets
-from partition.cluster_file import read_cluster
 from partition.errors import PartitionError
-from partition.fusion import Fusion
 from partition.fusion_files import FusionHead, save_layers
+from partition.learning.fusion import Fusion
+from partition.making.chains import lost_sets
+from partition.making.plan_writer import cluster_text
+from partition.placing.cluster_file import read_cluster
 from partition.plan import PLAN_NAME, PlanRecord, check_files, digest_of, read_plan, sealed
-from partition.plan_writer import cluster_text
 from runtime.digest import sha256_file, sha256_tree
 from runtime.errors import CheckFailed
 
@@ -136,7 +136,8 @@ def test_changed_files_are_found(tmp_path):
 def test_reading_a_plan_needs_no_torch():
     code = (
         "import sys\n"
-        "import partition.plan, partition.cluster_file, partition.fusion_files, partition.assign\n"
+        "import partition.plan, partition.fusion_files\n"
+        "import partition.placing.cluster_file, partition.placing.assign\n"
         "print(sorted({n.split('.')[0] for n in sys.modules} & {'torch', 'onnx', 'sklearn'}))\n"
     )
     found = subprocess.run(

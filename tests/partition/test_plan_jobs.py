@@ -12,11 +12,11 @@ import psutil
 import pytest
 from cli_tools import small_disk
 
-from partition import tasks
 from partition.errors import PartitionError
-from partition.jobs import Folders, Job, JobFailed, LocalRunner
+from partition.making import tasks
+from partition.making.jobs import Folders, Job, JobFailed, LocalRunner
+from partition.making.steps import Step, output_of
 from partition.progress import Event, State, silent
-from partition.steps import Step, output_of
 
 PATIENCE_S = 60
 
@@ -57,7 +57,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folders:
     names = ["write", "infeasible", "broken", "killed", "slow", "fill"]
     known = {name: f"test_only_tasks:{name}" for name in names}
     site.write_text(
-        f"import threading\nfrom partition import tasks\ntasks.TASKS.update({known!r})\n"
+        f"import threading\nfrom partition.making import tasks\ntasks.TASKS.update({known!r})\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path.cwd())]))

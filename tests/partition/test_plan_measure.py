@@ -9,11 +9,11 @@ import pytest
 from agent_tools import running_agent
 from plan_tools import REF, write_model
 
-from partition.cluster_file import ClusterDevice
+from partition.cutting.geometry import Geometry, Keep, scaled
 from partition.errors import PartitionError
-from partition.geometry import Geometry, Keep, scaled
-from partition.measure import MEASURED, check_reach, macs_per_s, make_probe, measure
-from partition.original import load_reference, save_original
+from partition.making.measure import MEASURED, check_reach, macs_per_s, make_probe, measure
+from partition.making.original import load_reference, save_original
+from partition.placing.cluster_file import ClusterDevice
 from runtime.bundle import read_bundle
 
 pytestmark = pytest.mark.slow

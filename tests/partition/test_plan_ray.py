@@ -11,17 +11,17 @@ import pytest
 import torch
 from plan_tools import REF, write_model
 
-from partition.chains import Ground
-from partition.cluster_file import ClusterFile
+from partition.cutting.submodel import Submodel
 from partition.errors import PartitionError
-from partition.jobs import Folders, Job, LocalRunner
+from partition.making.chains import Ground
+from partition.making.jobs import Folders, Job, LocalRunner
+from partition.making.original import load_reference, save_original
+from partition.making.ray_jobs import RayRunner, packed, unpack
+from partition.making.steps import Step, carry_out, output_of
+from partition.making.train_tasks import SUBMODEL
 from partition.options import PartitionOptions
-from partition.original import load_reference, save_original
+from partition.placing.cluster_file import ClusterFile
 from partition.progress import Event, State, silent
-from partition.ray_jobs import RayRunner, packed, unpack
-from partition.steps import Step, carry_out, output_of
-from partition.submodel import Submodel
-from partition.train_tasks import SUBMODEL
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="ray is an extra: pip install 'edgevit[ray]'"

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from partition.errors import PartitionError
-from partition.steps import Step, carry_out, is_done, output_of, seconds_of
-from partition.workspace import workspace
+from partition.making.steps import Step, carry_out, is_done, output_of, seconds_of
+from partition.making.workspace import workspace
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -132,7 +132,7 @@ def test_a_folder_of_somebody_else_is_not_worked_in(tmp_path):
 def test_two_processes_do_not_work_in_one_folder(tmp_path):
     code = (
         "import sys, pathlib\n"
-        "from partition.workspace import workspace\n"
+        "from partition.making.workspace import workspace\n"
         "with workspace(pathlib.Path(sys.argv[1]), force=False):\n"
         "    print('in', flush=True); sys.stdin.read()\n"
     )

@@ -15,19 +15,19 @@ from converters.source import load_source
 from edgevit.data import open_dataset
 from edgevit.models.vit import VisionTransformer
 from edgevit.training.files import read_tensors
-from partition.chains import Ground
-from partition.cluster_file import ClusterFile
+from partition.cutting.submodel import Submodel
 from partition.errors import PartitionError
-from partition.fusion import Fusion
 from partition.fusion_files import FusionHead
-from partition.fusion_tasks import FUSION, FUSION_NPZ
+from partition.learning.fusion import Fusion
+from partition.making.chains import Ground
+from partition.making.fusion_tasks import FUSION, FUSION_NPZ
+from partition.making.original import data_digest, load_original, save_original
+from partition.making.prune_tasks import CLASSES, IMPORTANCE, read_kept
+from partition.making.steps import Step, carry_out, output_of
+from partition.making.tasks import task_of
+from partition.making.train_tasks import SUBMODEL
 from partition.options import PartitionOptions, explicit_classes
-from partition.original import data_digest, load_original, save_original
-from partition.prune_tasks import CLASSES, IMPORTANCE, read_kept
-from partition.steps import Step, carry_out, output_of
-from partition.submodel import Submodel
-from partition.tasks import task_of
-from partition.train_tasks import SUBMODEL
+from partition.placing.cluster_file import ClusterFile
 
 OWN = [1, 4, 7]
 

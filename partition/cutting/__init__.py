@@ -1,0 +1,1 @@
+"""Smaller ViTs out of a large one."""

@@ -1,0 +1,1 @@
+"""Fine-tuning, fusion, and how right both are."""

@@ -1,0 +1,1 @@
+"""The steps of a plan: resumable, in processes of their own."""

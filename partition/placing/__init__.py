@@ -1,0 +1,1 @@
+"""Which sub-model goes where, and how large it may be."""

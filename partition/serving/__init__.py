@@ -1,0 +1,1 @@
+"""One model out of many devices: what the coordinator is made of."""
