@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import signal
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from cli_tools import CLASSES, TINY, Answer, edgevit, write_model
 
 # On a busy machine the threads of a small operator mostly wait for each other.
 torch.set_num_threads(1)
+
+# What is printed to a pipe has its own width, which nobody's terminal is to change.
+os.environ.pop("COLUMNS", None)
 
 # A runner in the background (nohup, some CI) hands these down as ignored, to the processes that the
 # tests start as well.
