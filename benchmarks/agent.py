@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -37,7 +38,7 @@ from runtime.profiler import profile
 from runtime.wire.service import call
 
 GROWTH_PERCENT, PROFILE_RATIO, MEMORY_MB, START_S = 5.0, 1.05, 150.0, 1.5
-IN_FLIGHT, SETTLED_S, STARTS = 32, 10.0, 7
+IN_FLIGHT, SETTLED_S, LAST_S, STARTS = 32, 10.0, 0.5, 7
 
 
 def main() -> int:
@@ -63,7 +64,7 @@ def main() -> int:
     publish(
         options.out,
         "The device agent",
-        "python benchmarks/agent.py" + (" --quick" if options.quick else ""),
+        shlex.join(["python", "benchmarks/agent.py", *sys.argv[1:]]),
         (__doc__ or "").split("\n\n")[2],
         body,
     )
@@ -82,8 +83,7 @@ def _load(work: Path, bundle: Path, seconds: float, judged: Judge) -> list[str]:
     for isolate in (True, False):
         flag = "--isolate" if isolate else "--no-isolate"
         with loopback_agent(work / f"store-load{flag}", flag, load=(bundle,)) as agent:
-            spent, errors, settled = asyncio.run(_callers(agent, bundle, seconds))
-            end = weigh(agent).pss
+            spent, errors, settled, end = asyncio.run(_callers(agent, bundle, seconds))
         growth = 100 * (end / settled - 1)
         low, high = np.percentile(spent, (50, 99))
         lines.append(
@@ -99,8 +99,11 @@ def _load(work: Path, bundle: Path, seconds: float, judged: Judge) -> list[str]:
 
 async def _callers(
     agent: Agent, bundle: Path, seconds: float
-) -> tuple[list[float], Counter[str], float]:
-    """Milliseconds of every answered call, the refused ones by status, PSS after SETTLED_S."""
+) -> tuple[list[float], Counter[str], float, float]:
+    """Milliseconds of every answered call, the refused ones by status, PSS after SETTLED_S and last.
+
+    Both are weighed with all calls in flight.
+    """
     data = request_for(agent, bundle).SerializeToString()
     spent: list[float] = []
     errors: Counter[str] = Counter()
@@ -121,8 +124,10 @@ async def _callers(
         callers = [asyncio.create_task(caller()) for _ in range(IN_FLIGHT)]
         await asyncio.sleep(min(SETTLED_S, seconds / 3))
         settled = weigh(agent).pss
+        await asyncio.sleep(end - time.monotonic() - LAST_S)
+        last = weigh(agent).pss
         await asyncio.gather(*callers)
-    return spent, errors, settled
+    return spent, errors, settled, last
 
 
 def _profiles(work: Path, bundle: Path, pairs: int, runs: int, judged: Judge) -> list[str]:
@@ -133,12 +138,13 @@ def _profiles(work: Path, bundle: Path, pairs: int, runs: int, judged: Judge) ->
         AgentClient(agent.address) as client,
     ):
         digest = client.upload(bundle)
-        for _ in range(pairs):
-            records = {
-                "local": profile(items_from([bundle]), runs=runs),
-                "agent": client.profile(digest, runs=runs),
-            }
-            for side, record in records.items():
+        sides = {
+            "local": lambda: profile(items_from([bundle]), runs=runs),
+            "agent": lambda: client.profile(digest, runs=runs),
+        }
+        for number in range(pairs):
+            for side in sorted(sides, reverse=number % 2 == 0):  # neither is always first
+                record = sides[side]()
                 for missing in record.not_measured:
                     if missing.target != "coreml":  # macOS only
                         raise SystemExit(f"{side}: {missing.label}: {missing.reason}")
@@ -207,8 +213,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--quick", action="store_true", help="try it; the numbers mean little")
     parser.add_argument("--bundle", type=Path, help="SHViT-S1, converted before")
-    parser.add_argument("--out", default="docs/results/agent.md")
+    parser.add_argument("--out", help="default: docs/results/agent.md, nothing with --quick")
     options = parser.parse_args()
+    if options.out is None:
+        options.out = "" if options.quick else "docs/results/agent.md"
     if options.quick:
         options.seconds, options.calls, options.pairs, options.runs = 12.0, 400, 1, 40
     return options

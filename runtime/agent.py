@@ -178,7 +178,7 @@ async def serve(
         await server.start()
         stack.push_async_callback(lambda: _drain(server, health, grace))
         log.info("listening", extra={"address": str(address), "tls": security.tls})
-        loading = asyncio.create_task(_load(wanted, store, models))
+        loading = asyncio.create_task(_load(wanted, store, models, config))
         await first_of(loading, stop)
         if not stop.is_set():
             loading.result()
@@ -238,19 +238,21 @@ def _checked_load(entry: str, store: Store) -> str | Path:
     return entry
 
 
-async def _load(wanted: list[str | Path], store: Store, models: Models) -> None:
-    """What was loaded before this start, then what this one asks for."""
-    await models.restore()
-    for entry in wanted:
-        name = entry if isinstance(entry, str) else await asyncio.to_thread(_add, entry, store)
-        await models.load(name)
+async def _load(
+    wanted: list[str | Path], store: Store, models: Models, config: AgentConfig
+) -> None:
+    """What was loaded before this start, as it was; then what this one asks for, as it says."""
+    names = [entry if isinstance(entry, str) else _name_of(entry) for entry in wanted]
+    await models.restore(but=names)
+    for entry, name in zip(wanted, names, strict=True):
+        if isinstance(entry, Path):
+            await asyncio.to_thread(store.add, entry, name)
+        await models.load(name, threads=config.threads, instances=config.instances)
 
 
-def _add(path: Path, store: Store) -> str:
-    """The name under which a local bundle is in the store now."""
-    name = default_name(read_bundle(path).manifest.model.ref)
-    store.add(path, name)
-    return name
+def _name_of(path: Path) -> str:
+    """The name under which a local bundle goes into the store."""
+    return default_name(read_bundle(path).manifest.model.ref)
 
 
 def _tell_health(health: Health, models: Models) -> None:

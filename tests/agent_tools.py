@@ -101,7 +101,9 @@ def running_agent(
 
     `python` is another interpreter, in whose environment the package is installed.
     """
-    said = Path(tempfile.mkstemp(suffix=".stderr")[1])
+    descriptor, said_path = tempfile.mkstemp(suffix=".stderr")
+    os.close(descriptor)
+    said = Path(said_path)
     words = ["agent", "--listen", listen, "--store", store, "--json", *flags]
     words += [word for bundle in load for word in ("--load", bundle)]
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

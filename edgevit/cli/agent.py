@@ -50,7 +50,7 @@ def agent(
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option("--name", help="What reports call this device; default its host.")
+        str | None, typer.Option("--name", help="What this device calls itself; default its host.")
     ] = None,
     threads: Threads = 1,
     instances: Annotated[

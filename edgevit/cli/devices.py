@@ -18,6 +18,7 @@ from edgevit.cli.device_options import (
 )
 
 if TYPE_CHECKING:
+    from runtime.devices.file import AddressOptions
     from runtime.devices.survey import Seen
 
 DEADLINE_S = 3.0
@@ -48,7 +49,7 @@ def devices(
     if as_json:
         print_json({"devices": [_as_json(seen) for seen in found]})
     else:
-        _show(found, file)
+        _show(found, file, options)
     if any(seen.state == "unreachable" for seen in found):
         raise typer.Exit(1)
 
@@ -70,7 +71,7 @@ def _as_json(seen: Seen) -> dict[str, Any]:
     }
 
 
-def _show(found: list[Seen], file: Path | None) -> None:
+def _show(found: list[Seen], file: Path | None, options: AddressOptions) -> None:
     from rich import box
     from rich.table import Table
 
@@ -95,8 +96,12 @@ def _show(found: list[Seen], file: Path | None) -> None:
             console.print(f"{seen.known.name}: {seen.reason}", markup=False, soft_wrap=True)
     first = next((seen for seen in found if seen.state == "ready" and seen.device), None)
     if first is not None:
-        where = ["--devices", str(file)] if file is not None else []
-        print_next(console, "edgevit", "profile", "OUT", "--device", first.known.name, *where)
+        name = first.known.name
+        if ":" in name:
+            where = options.words()
+        else:
+            where = ["--devices", str(file)] if file is not None else []
+        print_next(console, "edgevit", "profile", "OUT", "--device", name, *where)
 
 
 def _cells(seen: Seen) -> list[str]:

@@ -20,6 +20,9 @@ from edgevit.cli.device_options import (
 if TYPE_CHECKING:
     from edgevit.cli.report import ReportFiles
 
+THREADS = 1
+RUNS = 100
+
 
 @app.command("profile")
 def profile(
@@ -36,8 +39,8 @@ def profile(
             help="Where to measure, several times for several devices in one report.",
         ),
     ] = None,
-    threads: Threads = 1,
-    runs: Annotated[int, typer.Option("--runs", min=1, help="Samples per artefact.")] = 100,
+    threads: Threads = THREADS,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Samples per artefact.")] = RUNS,
     per_op: Annotated[
         bool, typer.Option("--per-op", help="Time every op too, where the engine can.")
     ] = False,
@@ -52,6 +55,11 @@ def profile(
     from edgevit.cli.report import report_files
 
     files = report_files(out)
+    remote = {"--devices": devices_file, "--token-file": token_file, "--tls-ca": tls_ca}
+    remote |= {"--tls-cert": tls_cert, "--tls-key": tls_key}
+    if not device and any(remote.values()):
+        given = ", ".join(flag for flag, value in remote.items() if value)
+        raise typer.BadParameter(f"{given}: only with --device, which says where to measure")
     if device:
         quiet_grpc()
         from edgevit.cli.profile_devices import Where, profile_on_devices
@@ -104,5 +112,13 @@ def _profile_here(
             told = f"Report: {files.html} (numbers: {files.json}, {files.csv})"
             console.print(told, markup=False, soft_wrap=True)
         else:
-            print_next(console, "edgevit", "profile", *map(str, paths), "-o", "report.html")
+            how = options_as_words(threads, runs, per_op)
+            print_next(console, "edgevit", "profile", *map(str, paths), *how, "-o", "report.html")
     return bool(record.measurements)
+
+
+def options_as_words(threads: int, runs: int, per_op: bool) -> list[str]:
+    """The options of a measurement as on the command line; usual ones are left out."""
+    words = ["--threads", str(threads)] if threads != THREADS else []
+    words += ["--runs", str(runs)] if runs != RUNS else []
+    return [*words, "--per-op"] if per_op else words

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgevit.cli.profile_progress import Told
     from edgevit.cli.report import ReportFiles
     from edgevit.reports import Absent
     from runtime.client.calls import ProfileOptions
     from runtime.devices.file import AddressOptions
-    from runtime.devices.profiling import DeviceRun
-    from runtime.run_record import RunRecord
+    from runtime.devices.profiling import DeviceRun, Told
+    from runtime.run_record import Measurement, NotMeasured, RunRecord
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,7 @@ def profile_on_devices(
     reason.
     """
     from edgevit.cli.output import print_next, stdout
+    from edgevit.cli.profile import options_as_words
     from edgevit.cli.profile_progress import watching
 
     with watching() as tell:
@@ -62,9 +62,12 @@ def profile_on_devices(
     else:
         _show(found, files, saved)
         if files is None and found.records:
-            devices = [word for each in where.words for word in ("--device", each)]
+            again = [
+                *_again(where),
+                *options_as_words(options.threads, options.runs, options.per_op),
+            ]
             print_next(
-                stdout(), "edgevit", "profile", *map(str, paths), *devices, "-o", "report.html"
+                stdout(), "edgevit", "profile", *map(str, paths), *again, "-o", "report.html"
             )
     return not found.absent and all(record.measurements for record in found.records)
 
@@ -79,29 +82,55 @@ def _measure(paths: list[Path], where: Where, options: ProfileOptions, tell: Tol
     remote = [word for word in words if word != LOCAL]
     known = find_devices(remote, where.file, where.options) if remote else []
     works = works_from(paths) if known else []
+    labels = _labels(paths) if len(works) > 1 else {}
     here = items_from(paths) if LOCAL in words else []
     found = _Found()
     local = None
     if here:
         local = profile(here, **asdict(options), progress=lambda t, done: tell(LOCAL, t, done))
         local.environment.name = LOCAL
-    runs = profile_devices(known, works, options, tell, at_once=local is None) if known else []
+    runs = profile_devices(known, works, options, tell) if known else []
     by_word = dict(zip(remote, runs, strict=True))
     for word in words:
         if word in by_word:
-            _add(found, by_word[word], several=len(works) > 1)
+            _add(found, by_word[word], labels)
         elif local is not None:
             found.records.append(local)
             found.names.append(LOCAL)
     return found
 
 
-def _add(found: _Found, run: DeviceRun, several: bool) -> None:
-    """Take over what a device gave."""
+def _again(where: Where) -> list[str]:
+    """The devices and how they are reached, as on the command line."""
+    words = [word for each in where.words for word in ("--device", each)]
+    words += ["--devices", str(where.file)] if where.file is not None else []
+    return [*words, *where.options.words()]
+
+
+def _labels(paths: list[Path]) -> dict[tuple[Path, str], str]:
+    """Bundle and target to the label that tells artefacts of several bundles apart.
+
+    They are those of a profile on this machine; a device is told of one bundle at a time.
+    """
+    from runtime.bundle import bundle_of
+    from runtime.profile_items import items_from
+
+    labels: dict[tuple[Path, str], str] = {}
+    for item in items_from(paths):
+        if (place := bundle_of(item.path)) is not None:
+            labels.setdefault((place[0].path.resolve(), place[1]), item.label)
+    return labels
+
+
+def _add(found: _Found, run: DeviceRun, labels: dict[tuple[Path, str], str]) -> None:
+    """Take over what a device gave; labels are those of several bundles, of one there are none."""
     from edgevit.reports import Absent
 
-    name = run.known.name
+    name, several = run.known.name, bool(labels)
     for bundle, record in run.runs.items():
+        either: list[Measurement | NotMeasured] = [*record.measurements, *record.not_measured]
+        for each in either:
+            each.label = labels.get((bundle.resolve(), each.target or ""), each.label)
         found.records.append(record)
         found.names.append(f"{name}-{bundle.resolve().name}" if several else name)
     for bundle, reason in run.failures.items():

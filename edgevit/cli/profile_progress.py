@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
+from typing import TYPE_CHECKING
 
-Told = Callable[[str, str, float], None]
-"""Who, a message, and the fraction done; from any thread."""
+if TYPE_CHECKING:
+    from runtime.devices.profiling import Told
 
 
 @contextmanager

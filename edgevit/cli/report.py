@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -92,10 +91,13 @@ def _files_of(name: str, files: ReportFiles) -> ReportFiles:
 def _distinct(names: list[str]) -> list[str]:
     """The names as parts of file names, numbered where they fall together, case aside."""
     plain = [re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-") for name in names]
-    seen: Counter[str] = Counter()
+    seen: set[str] = set()
     found = []
     for name in plain:
-        seen[name.lower()] += 1
-        count = seen[name.lower()]
-        found.append(name if count == 1 else f"{name}-{count}")
+        free, count = name, 1
+        while free.lower() in seen:
+            count += 1
+            free = f"{name}-{count}"
+        seen.add(free.lower())
+        found.append(free)
     return found

@@ -1,4 +1,4 @@
-"""AsyncAgentClient: the client of runtime/client.py for asyncio."""
+"""AsyncAgentClient: the client of runtime/client/sync.py for asyncio."""
 
 from __future__ import annotations
 
@@ -17,14 +17,8 @@ from runtime.client.calls import (
     LOAD_S,
     LONG_S,
     QUICK_S,
-    Ask,
-    Plan,
     ProfileOptions,
     Progress,
-    Sent,
-    Step,
-    Wait,
-    Work,
 )
 from runtime.client.channel import Access
 from runtime.client.connection import Connection, whole
@@ -37,8 +31,10 @@ from runtime.client.results import (
     ModelState,
     ServerMetadata,
 )
+from runtime.client.steps import Ask, Plan, Step, Wait, Work
 from runtime.run_record import RunRecord
 from runtime.sessions.base import Array
+from runtime.wire.bundle_plan import Sent
 
 T = TypeVar("T")
 
@@ -71,6 +67,7 @@ class AsyncAgentClient:
 
     async def close(self) -> None:
         """Close the connection; calls that are under way end as cancelled."""
+        self._connection.closed = True
         if self._sender is not None:
             self._sender.channel.close()
         await self._connection.channel.close()
@@ -216,12 +213,19 @@ class AsyncAgentClient:
             return await _last(begin(step.request, **options), step)
         except grpc.RpcError as error:
             raise self._connection.fault(error, step) from error
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise self._connection.cancelled(step) from error  # `close`, not who waits for it
 
     async def _send(self, step: Ask) -> Any:
         """A stream of ours goes over a blocking channel, in a thread.
 
         It reads files, and grpc.aio loses the status of a call that ends while a message goes out.
         """
+        if self._connection.closed:
+            raise self._connection.gone()
         if self._sender is None:
             self._sender = Connection(self.access, grpc)
         begin, options = self._sender.callable_of(step), self._sender.options(step)

@@ -6,10 +6,10 @@ back the answer, or throws the AgentFault in; so the blocking and the asyncio cl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 import numpy as np
@@ -28,20 +28,18 @@ from runtime.client.results import (
     plain,
     read_device,
 )
+from runtime.client.steps import Allowance, Ask, Outgoing, Plan, Wait, Work
 from runtime.errors import RuntimeFault
 from runtime.run_files import parse_run
 from runtime.run_record import RunRecord
 from runtime.sessions.base import Array
 from runtime.tensor_spec import TensorSpec
-from runtime.wire.bundle_plan import BundlePlan, chunks, plan_of
-from runtime.wire.descriptors import DEVICE, HEALTH, INFERENCE, Message, Method, message, methods
+from runtime.wire.bundle_plan import BundlePlan, Sent, chunks, plan_of
+from runtime.wire.descriptors import DEVICE, HEALTH, INFERENCE, Message, message, methods
 from runtime.wire.tensors import DATATYPES, put_input, read_outputs
 
-T = TypeVar("T")
 Progress = Callable[[str, float], None]
 """A message, and the fraction that is done."""
-Sent = Callable[[int, int], None]
-"""Bytes of the bundle that are there, and bytes of the whole bundle."""
 
 QUICK_S = 10.0
 INFER_S = 30.0
@@ -57,38 +55,6 @@ TIMINGS = ("queue_us", "decode_us", "compute_us", "encode_us", "total_us")
 
 
 @dataclass(frozen=True)
-class Ask:
-    """One gRPC call; the answer to this step is its (last) response message, None if none came.
-
-    `request` is a message, or an iterator of them where the client streams. `each` is told of every
-    message of a streamed answer.
-    """
-
-    method: Method
-    request: Any
-    timeout_s: float
-    each: Callable[[Message], None] | None = None
-
-
-@dataclass(frozen=True)
-class Work:
-    """Something that takes a while on this machine; the answer is what it gives."""
-
-    do: Callable[[], Any]
-
-
-@dataclass(frozen=True)
-class Wait:
-    """A pause before the next step."""
-
-    seconds: float
-
-
-Step = Ask | Work | Wait
-Plan = Generator[Step, Any, T]
-
-
-@dataclass(frozen=True)
 class ProfileOptions:
     """As in runtime.profiler.profile."""
 
@@ -97,26 +63,6 @@ class ProfileOptions:
     per_op: bool = False
     min_time_s: float = 1.0
     max_time_s: float = 120.0
-
-
-class Outgoing(Iterator[Message]):
-    """The messages of a client's stream. gRPC hides what goes wrong in there, so it is kept here.
-
-    The stream then just ends; who started the call raises `error`.
-    """
-
-    def __init__(self, messages: Iterator[Message]) -> None:
-        self._messages = messages
-        self.error: BaseException | None = None
-
-    def __next__(self) -> Message:
-        try:
-            return next(self._messages)
-        except StopIteration:
-            raise
-        except BaseException as error:
-            self.error = error
-            raise StopIteration from error
 
 
 def live(timeout_s: float) -> Plan[bool]:
@@ -140,6 +86,10 @@ def model_ready(model: str, version: str, timeout_s: float) -> Plan[bool]:
 
 def model_metadata(model: str, version: str, timeout_s: float) -> Plan[ModelMetadata]:
     answer = yield _ask(INFERENCE, "ModelMetadata", timeout_s, name=model, version=version)
+    return _model_metadata(answer)
+
+
+def _model_metadata(answer: Message) -> ModelMetadata:
     return plain(
         ModelMetadata,
         answer,
@@ -182,11 +132,13 @@ def infer(
     input_names: dict[tuple[str, str], str],
 ) -> Plan[InferResult]:
     """`input_names` remembers what the only input of a model is called, for bare arrays."""
+    allowance = Allowance(timeout_s)
     if isinstance(x, Mapping):
         inputs = x
     else:
         if (model, version) not in input_names:
-            specs = (yield from model_metadata(model, version, timeout_s)).inputs
+            asked = _ask(INFERENCE, "ModelMetadata", timeout_s, name=model, version=version)
+            specs = _model_metadata((yield asked)).inputs
             if len(specs) != 1:
                 raise RuntimeFault(
                     f"{model} has {len(specs)} inputs; give a dictionary with "
@@ -199,7 +151,7 @@ def infer(
     for name, array in inputs.items():
         put_input(request, name, np.asarray(array))
     try:
-        answer = yield Ask(method, request, timeout_s)
+        answer = yield Ask(method, request, allowance.left, given_s=timeout_s)
     except AgentFault:
         input_names.pop((model, version), None)  # another model may have taken its place
         raise
@@ -225,20 +177,25 @@ def describe(timeout_s: float) -> Plan[Device]:
 
 
 def upload_status(digest: str, timeout_s: float) -> Plan[Held]:
-    answer = yield _ask(DEVICE, "UploadStatus", timeout_s, digest=digest)
+    return _held((yield _ask(DEVICE, "UploadStatus", timeout_s, digest=digest)))
+
+
+def _held(answer: Message) -> Held:
     return plain(Held, answer, held={part.path: part.bytes for part in answer.held})
 
 
 def upload(path: Path, name: str | None, progress: Sent | None, timeout_s: float) -> Plan[str]:
     """Send what the agent does not have of the bundle; go on where a cut connection ended it.
 
-    After RESUMES cuts in a row that brought nothing more over, the last one is raised.
+    After RESUMES cuts in a row that brought nothing more over, the last one is raised; after
+    timeout_s, which is for all of it, DEADLINE_EXCEEDED.
     """
+    allowance = Allowance(timeout_s)
     plan: BundlePlan = yield Work(lambda: plan_of(path))
     failures, best = 0, -1
     while True:
         try:
-            status = yield from upload_status(plan.digest, QUICK_S)
+            status = _held((yield _ask_status(plan.digest, allowance)))
             if status.complete and (not name or name in status.names):
                 if progress is not None:
                     progress(plan.size, plan.size)
@@ -248,13 +205,22 @@ def upload(path: Path, name: str | None, progress: Sent | None, timeout_s: float
             there = sum(held.values())
             failures, best = (0, there) if there > best else (failures, best)
             parts = chunks(plan, path, held, CHUNK, name or "", progress)
-            answer = yield Ask(methods(DEVICE)["UploadBundle"], Outgoing(parts), timeout_s)
+            answer = yield Ask(
+                methods(DEVICE)["UploadBundle"], Outgoing(parts), allowance.left, given_s=timeout_s
+            )
             return str(answer.digest)
         except AgentFault as fault:
             if fault.code not in CUT or failures == RESUMES or best < 0:  # never reached: no cut
                 raise
             failures += 1
-        yield Wait(BACK_OFF_S * 2 ** (failures - 1))
+        yield Wait(min(BACK_OFF_S * 2 ** (failures - 1), allowance.left))
+
+
+def _ask_status(digest: str, allowance: Allowance) -> Ask:
+    """UploadStatus within an upload: quick, and no longer than what the upload has left."""
+    left = allowance.left
+    asked = _ask(DEVICE, "UploadStatus", min(QUICK_S, left), digest=digest)
+    return asked if left > QUICK_S else replace(asked, given_s=allowance.seconds)
 
 
 def profile(

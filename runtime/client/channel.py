@@ -36,7 +36,7 @@ RECEIVE_LIMIT = 256 << 20
 CONNECT_MS = 5000
 """How long a connection and its TLS handshake may take."""
 
-_NAMED = re.compile(r"(?:\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^\s:/\[\]]+):(\d{1,5})")
+_NAMED = re.compile(r"(?:\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^\s:/\[\]]+):([0-9]{1,5})")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Access:
     token: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if not self.address.startswith("unix:"):
+        if not re.fullmatch(r"unix:(?!(//)?$).+", self.address):
             named = _NAMED.fullmatch(self.address)
             if named is None or not 0 < int(named[1]) < 65536:
                 raise RuntimeFault(

@@ -6,9 +6,10 @@ from typing import Any
 
 import grpc
 
-from runtime.client.calls import Ask, Outgoing
 from runtime.client.channel import Access, open_channel
-from runtime.client.errors import fault_of
+from runtime.client.errors import AgentFault, fault_of
+from runtime.client.steps import Ask, Outgoing
+from runtime.errors import RuntimeFault
 from runtime.wire.service import call
 
 
@@ -24,10 +25,18 @@ class Connection:
         self.channel = open_channel(self.access, package)
         self.metadata = self.access.metadata()
         self.input_names: dict[tuple[str, str], str] = {}
+        self.closed = False
         self._calls: dict[str, Any] = {}
 
     def callable_of(self, step: Ask) -> Any:
-        """What gRPC calls for a step; made once, it costs more than a small call."""
+        """What gRPC calls for a step; made once, it costs more than a small call.
+
+        Raises RuntimeFault where the client is closed, AgentFault where no time is left.
+        """
+        if self.closed:
+            raise self.gone()
+        if step.timeout_s <= 0:
+            raise self._fault(grpc.StatusCode.DEADLINE_EXCEEDED, None, step)
         path = step.method.path
         if path not in self._calls:
             self._calls[path] = call(self.channel, step.method)
@@ -41,13 +50,21 @@ class Connection:
         """What to raise for a call that failed with a grpc.RpcError (whose class has no code)."""
         if isinstance(step.request, Outgoing) and step.request.error is not None:
             return step.request.error
-        return fault_of(
-            error.code() or grpc.StatusCode.UNKNOWN,
-            error.details(),
-            self.access,
-            step.method.name,
-            step.timeout_s,
+        return self._fault(error.code() or grpc.StatusCode.UNKNOWN, error.details(), step)
+
+    def cancelled(self, step: Ask) -> AgentFault:
+        """What to raise for a call that ended because the client was closed."""
+        return self._fault(grpc.StatusCode.CANCELLED, None, step)
+
+    def gone(self) -> RuntimeFault:
+        """What to raise for a call of a client that was closed before."""
+        return RuntimeFault(
+            f"this client of {self.access.address} is closed; make another one for further calls"
         )
+
+    def _fault(self, code: grpc.StatusCode, details: str | None, step: Ask) -> AgentFault:
+        allowed = step.timeout_s if step.given_s is None else step.given_s
+        return fault_of(code, details, self.access, step.method.name, allowed)
 
 
 def whole(call: Any) -> Any:

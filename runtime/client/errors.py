@@ -171,12 +171,17 @@ def _closed_at_once(f: _Failure) -> str:
 
 
 def _broken(f: _Failure) -> str:
-    hint = (
-        " If this happens with every call, the agent may ask for a client certificate (--tls-cert "
-        "and --tls-key)."
-        if f.access.secure and f.access.tls_cert is None
-        else ""
-    )
+    hint = ""
+    if f.access.tls_cert is not None:
+        hint = (
+            " If this happens with every call, the agent may not take the client certificate "
+            f"{f.access.tls_cert}."
+        )
+    elif f.access.secure:
+        hint = (
+            " If this happens with every call, the agent may ask for a client certificate "
+            "(--tls-cert and --tls-key)."
+        )
     return (
         f"the connection to {f.address} broke during the call ({f.details}): the agent was "
         f"stopped or the network failed.{hint}"
@@ -201,8 +206,12 @@ def _message_too_large(f: _Failure) -> str:
     size = f" of {sizes[1]} bytes, more than {sizes[2]}," if sizes else ""
     return (
         f"a message{size} is over what one side takes ({f.address}, {f.call}); send fewer "
-        "pictures at once or raise the agent's message limit"
+        "pictures at once"
     )
+
+
+def _too_many_calls(f: _Failure) -> str:
+    return f"the agent at {f.address} takes no more calls at this moment; make fewer at once"
 
 
 def _busy(f: _Failure) -> str:
@@ -274,6 +283,7 @@ _PATTERNS: dict[grpc.StatusCode, Patterns] = {
     grpc.StatusCode.UNAUTHENTICATED: [(r"", "wants the right token", _token)],
     grpc.StatusCode.RESOURCE_EXHAUSTED: [
         (r"message larger than max", "message too large", _message_too_large),
+        (r"concurrent rpc limit", "too many calls at once", _too_many_calls),
         (r"", "no room now", _busy),
     ],
     grpc.StatusCode.UNIMPLEMENTED: [

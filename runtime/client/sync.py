@@ -16,14 +16,8 @@ from runtime.client.calls import (
     LOAD_S,
     LONG_S,
     QUICK_S,
-    Ask,
-    Plan,
     ProfileOptions,
     Progress,
-    Sent,
-    Step,
-    Wait,
-    Work,
 )
 from runtime.client.channel import Access
 from runtime.client.connection import Connection, whole
@@ -36,8 +30,10 @@ from runtime.client.results import (
     ModelState,
     ServerMetadata,
 )
+from runtime.client.steps import Ask, Plan, Step, Wait, Work
 from runtime.run_record import RunRecord
 from runtime.sessions.base import Array
+from runtime.wire.bundle_plan import Sent
 
 T = TypeVar("T")
 
@@ -66,6 +62,7 @@ class AgentClient:
 
     def close(self) -> None:
         """Close the connection; calls that are under way end as cancelled."""
+        self._connection.closed = True
         self._connection.channel.close()
 
     def live(self, *, timeout_s: float = QUICK_S) -> bool:
@@ -205,6 +202,10 @@ class AgentClient:
             return _last(begin(step.request, **options), step)
         except grpc.RpcError as error:
             raise self._connection.fault(error, step) from error
+        except ValueError as error:  # closed by another thread before gRPC had the call
+            if not self._connection.closed:
+                raise
+            raise self._connection.gone() from error
 
 
 def _last(call: Any, step: Ask) -> Any:

@@ -96,6 +96,16 @@ class AddressOptions:
     tls_key: Path | None = None
     token_file: Path | None = None
 
+    def words(self) -> list[str]:
+        """The options that were given, as on the command line."""
+        given = {
+            "--token-file": self.token_file,
+            "--tls-ca": self.tls_ca,
+            "--tls-cert": self.tls_cert,
+            "--tls-key": self.tls_key,
+        }
+        return [w for flag, path in given.items() if path is not None for w in (flag, str(path))]
+
     def device(self, address: str) -> KnownDevice:
         """The device at an address. Raises RuntimeFault where that cannot be one."""
         access = Access(address, tls_ca=self.tls_ca, tls_cert=self.tls_cert, tls_key=self.tls_key)
@@ -145,7 +155,8 @@ def find_devices(
 ) -> list[KnownDevice]:
     """The devices that a person names, by name or HOST:PORT; no words are all of the file.
 
-    Raises RuntimeFault for a name that is not known, or for no words where there is no file.
+    Raises RuntimeFault for a name that is not known, for no words where there is no file, and for
+    options where no word is an address, since a file says it all itself.
     """
     names = [word for word in words if ":" not in word]
     file = devices_file(path) if names or not words or path is not None else None
@@ -158,6 +169,11 @@ def find_devices(
     for name in names:
         if name not in known:
             raise RuntimeFault(_unknown(name, file, list(known)))
+    if options.words() and len(names) == len(words):
+        raise RuntimeFault(
+            f"{', '.join(options.words()[::2])}: only for devices given as HOST:PORT; what is used "
+            f"here stands in {file}, so write it there (token_file, tls)"
+        )
     chosen = [known[word] if word in known else options.device(word) for word in words]
     return chosen or list(known.values())
 

@@ -22,7 +22,7 @@ PUSHED = 0.2
 
 
 @dataclass(frozen=True)
-class Work:
+class BundleWork:
     """A bundle and its targets; none are all."""
 
     bundle: Path
@@ -48,7 +48,7 @@ class DeviceRun:
     pushed: list[Pushed] = field(default_factory=list)
 
 
-def works_from(paths: Sequence[Path]) -> list[Work]:
+def works_from(paths: Sequence[Path]) -> list[BundleWork]:
     """What to push and profile for bundles and for artefact files that lie in theirs.
 
     Raises RuntimeFault for a file without a bundle: an agent takes only what it can check.
@@ -71,21 +71,19 @@ def works_from(paths: Sequence[Path]) -> list[Work]:
         chosen = targets.setdefault(found[0].path, [found[1]])
         if chosen and found[1] not in chosen:
             chosen.append(found[1])
-    return [Work(bundle, tuple(names)) for bundle, names in targets.items()]
+    return [BundleWork(bundle, tuple(names)) for bundle, names in targets.items()]
 
 
 def profile_devices(
     devices: Sequence[KnownDevice],
-    works: Sequence[Work],
+    works: Sequence[BundleWork],
     options: ProfileOptions,
     told: Told,
-    *,
-    at_once: bool,
 ) -> list[DeviceRun]:
     """Profile every bundle on every device; what fails on one leaves the others alone.
 
-    With `at_once` different machines work at the same time. Agents of one host name never do, since
-    they would disturb each other: two addresses of one device, or two stores on one machine.
+    Different machines work at the same time. Agents of one host name never do, since they would
+    disturb each other: two addresses of one device, or two stores on one machine.
     """
     runs = [DeviceRun(known) for known in devices]
     clients = {run.known.name: client for run in runs if (client := _open(run, works))}
@@ -100,7 +98,7 @@ def profile_devices(
             hosts: dict[str, list[DeviceRun]] = {}
             names = pool.map(lambda run: _host_of(clients[run.known.name]), reached)
             for run, host in zip(reached, names, strict=True):
-                hosts.setdefault(host if at_once else "", []).append(run)
+                hosts.setdefault(host, []).append(run)
             for done in [pool.submit(work, group) for group in hosts.values()]:
                 done.result()
         finally:  # after Ctrl-C the calls end at once, and with them the threads
@@ -109,7 +107,7 @@ def profile_devices(
     return runs
 
 
-def _open(run: DeviceRun, works: Sequence[Work]) -> AgentClient | None:
+def _open(run: DeviceRun, works: Sequence[BundleWork]) -> AgentClient | None:
     """A client for a device; None, and failures, where its files are not as they should be."""
     try:
         return AgentClient(run.known.access())
@@ -129,7 +127,7 @@ def _host_of(client: AgentClient) -> str:
 def _profile_device(
     client: AgentClient,
     run: DeviceRun,
-    works: Sequence[Work],
+    works: Sequence[BundleWork],
     options: ProfileOptions,
     told: Told,
 ) -> None:

@@ -15,6 +15,7 @@ from runtime.devices.file import KnownDevice
 from runtime.errors import RuntimeFault
 
 State = Literal["ready", "live", "unreachable"]
+_NOT_REACHED = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAUTHENTICATED})
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,10 @@ async def _ask(known: KnownDevice, timeout_s: float) -> Seen:
             device = await agent.describe(timeout_s=max(0.1, end - started))
             taken = time.monotonic() - started
     except AgentFault as fault:
-        reached = fault.code is grpc.StatusCode.UNIMPLEMENTED and state != "unreachable"
-        return Seen(known, state if reached else "unreachable", None, str(fault), fault.short)
+        found: State = "unreachable" if fault.code in _NOT_REACHED else state
+        return Seen(known, found, None, str(fault), fault.short)
     except RuntimeFault as fault:
-        return Seen(known, "unreachable", None, str(fault), "cannot be asked")
+        short = "cannot be asked" if state == "unreachable" else "cannot be read"
+        return Seen(known, state, None, str(fault), short)
     difference = device.clock_unix_ns / 1e9 - (clock + taken / 2)
     return Seen(known, state, device, "", "", taken, difference)

@@ -11,7 +11,8 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 class Limits:
     """The bounds of an agent, in bytes or counts. Beyond one the answer is RESOURCE_EXHAUSTED.
 
-    store_bytes of None leaves the disk itself as the bound.
+    store_bytes of None leaves the disk itself as the bound. chunk_bytes is advice to who uploads;
+    message_bytes bounds a chunk.
     """
 
     message_bytes: int = 64 * MIB

@@ -87,7 +87,8 @@ class ServedModel:
         self._running = 0
         self._quiet = asyncio.Event()
         self._breaker = Breaker()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._restarts: set[asyncio.Task[None]] = set()
+        self._burials: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -110,18 +111,18 @@ class ServedModel:
                 for start in starts:
                     start.cancel()
                 await asyncio.wait(starts)
+            if self.state in (UNLOADING, UNAVAILABLE):
+                raise unavailable(f"the model '{self.name}' was ended while it was loaded")
         except BaseException as error:
-            await asyncio.gather(*(engine.close() for engine in engines))
-            if self.state == LOADING:
+            if self.state in (LOADING, READY):  # READY where one died and was started again
                 self._set(UNAVAILABLE, str(error))
+            await self._end()
             raise
         finally:
             self._starting = []
         for engine, facts in zip(engines, loaded, strict=True):
             if engine.alive:  # one that has died meanwhile is being started again
                 self._take_up(engine, facts)
-        if self.state in (UNLOADING, UNAVAILABLE):
-            raise unavailable(f"the model '{self.name}' was ended while it was loaded")
 
     async def infer(self, inputs: list[Array], *, timeout_s: float | None = None) -> Answer:
         """Wait for an engine and run, perhaps together with other requests.
@@ -133,7 +134,7 @@ class ServedModel:
         """
         form, x = self._form, self._checked(inputs)
         if form is None or self.state in (UNLOADING, UNAVAILABLE):
-            raise unavailable(f"the model '{self.name}' is {self._plainly()}")
+            raise unavailable(self._why_not())
         request = Waiting(
             x,
             form.rows_of(x) if form.joins else 1,
@@ -164,10 +165,13 @@ class ServedModel:
         self._refuse_all(f"the model '{self.name}' was unloaded")
         if self._timer is not None:
             self._timer.cancel()
-        tasks = list(self._tasks)
-        for task in tasks:
+        await self._end()
+
+    async def _end(self) -> None:
+        """End every engine, those that are being started again too."""
+        for task in self._restarts:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._restarts, *self._burials, return_exceptions=True)
         await asyncio.gather(*(engine.close() for engine in [*self._engines, *self._starting]))
         self._engines, self._idle = [], []
 
@@ -209,6 +213,7 @@ class ServedModel:
 
     def _pump(self) -> None:
         """Start what can be started now."""
+        self._idle = [engine for engine in self._idle if engine.alive]  # its end is not told yet
         while self._idle and (batch := self._queue.take()):
             alive = [request for request in batch if not request.expired()]
             late = "the request waited longer than its deadline and was not run"
@@ -238,16 +243,21 @@ class ServedModel:
         self._running -= 1
         error = future.exception()
         if error is None:
+            self._breaker.ran()
             _answer(batch, begun, future.result())
         else:
             code = error.code if isinstance(error, Refused) else grpc.StatusCode.INTERNAL
-            if len(batch) > 1 and code == grpc.StatusCode.INTERNAL:
+            if code == grpc.StatusCode.INTERNAL:
+                self._breaker.ran()  # it lives and said what it cannot do
+            if len(batch) == 1 or code != grpc.StatusCode.INTERNAL:
+                _refuse(batch, code, str(error))
+            elif self.state == UNAVAILABLE:  # no engine is left to run them one by one
+                _refuse(batch, grpc.StatusCode.UNAVAILABLE, self._why_not())
+            else:
                 # One of them may be what the engine cannot run: the others are not to suffer.
                 for request in batch:
                     request.alone = True
                 self._queue.put_back([r for r in batch if not r.answer.done()])
-            else:
-                _refuse(batch, code, str(error))
         if engine in self._engines:
             self._idle.append(engine)
         self._pump()
@@ -256,56 +266,64 @@ class ServedModel:
         """An engine died, running or idle."""
         self._engines = [e for e in self._engines if e is not engine]
         self._idle = [e for e in self._idle if e is not engine]
-        self._task(engine.close())
+        _keep(self._burials, engine.close())
         self._died(how)
 
     def _died(self, how: str) -> None:
         """Count a death; start another engine unless there were too many."""
         if self.state == UNAVAILABLE or (self.state == UNLOADING and not len(self._queue)):
             return
-        if self._breaker.count():
+        if too_often := self._breaker.count():
             reason = (
-                f"its engine ended {self._breaker.deaths} times within "
-                f"{self._breaker.seconds:.0f} s and is not started again; the last time: {how}; "
+                f"its engine ended {too_often} and is not started again; the last time: {how}; "
                 "load the model again to try once more"
             )
             self._set(UNAVAILABLE, reason)
-            self._refuse_all(f"the model '{self.name}' is {self._plainly()}")
+            self._refuse_all(self._why_not())
             for engine in self._engines:
-                self._task(engine.close())
+                _keep(self._burials, engine.close())
             self._engines, self._idle = [], []
             return
         self._observe.restart(self.name, how)
         if not self._engines and self.state == READY:
             self._set(LOADING, f"{how}; it is being started again")
-        self._task(self._restart())
+        _keep(self._restarts, self._restart())
 
     async def _restart(self) -> None:
+        await asyncio.sleep(self._breaker.pause_s())
+        if self.state == UNAVAILABLE:  # by the deaths of others meanwhile
+            return
         engine = self._new_engine()
         try:
             loaded = await engine.start()
         except Refused as error:
             self._died(str(error))
+            return
+        if self.state == UNAVAILABLE:
+            _keep(self._burials, engine.close())
         else:
             self._take_up(engine, loaded)
-
-    def _task(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     def _refuse_all(self, why: str) -> None:
         _refuse(self._queue.clear(), grpc.StatusCode.UNAVAILABLE, why)
         if not self._running:
             self._quiet.set()
 
-    def _plainly(self) -> str:
-        return self.state.lower() + (f": {self.reason}" if self.reason else "")
+    def _why_not(self) -> str:
+        why = f": {self.reason}" if self.reason else ""
+        return f"the model '{self.name}' is {self.state.lower()}{why}"
 
     def _set(self, state: str, reason: str = "") -> None:
         if (self.state, self.reason) != (state, reason):
             self.state, self.reason = state, reason
             self._changed(self)
+
+
+def _keep(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
+    """Run `work` as one of `tasks`, until it is done."""
+    task = asyncio.get_running_loop().create_task(work)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
 
 
 def _answer(batch: list[Waiting], begun: int, ran: Ran) -> None:

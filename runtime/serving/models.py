@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import grpc
 
-from runtime.bundle import check_bytes
+from runtime.bundle import Bundle, check_bytes
 from runtime.errors import RuntimeFault
 from runtime.serving.choosing import Bundles, Found, find_bundle, index, pick
 from runtime.serving.choosing import ModelEntry as ModelEntry  # noqa: PLC0414 -- of the index
 from runtime.serving.model import LOADING, READY, ModelSettings, ServedModel
 from runtime.serving.observer import NOBODY, Observer
+from runtime.serving.storage.files import told
 from runtime.wire.refused import Refused, not_found, precondition, unavailable
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class Models:
         self._defaults = defaults or ModelSettings()
         self._models: dict[str, ServedModel] = {}
         self._loading: dict[str, ServedModel] = {}
-        self._failed: dict[str, str] = {}
+        self._failed: dict[str, tuple[Bundle, str]] = {}
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._subscribers: list[Subscriber] = []
         self._retired: dict[asyncio.Task[None], ServedModel] = {}
@@ -55,6 +56,7 @@ class Models:
             if self._closed:
                 raise unavailable("the agent is ending")
             current = self._models.get(name)
+            wanted = find_bundle(self._store, name).bundle
             try:
                 found, target = pick(self._store, name)
                 if current and _same(current, found.digest, target, threads, instances):
@@ -66,7 +68,7 @@ class Models:
                 )
                 model = await self._start(name, found, target, settings)
             except RuntimeFault as error:
-                self._failed[name] = str(error)
+                self._failed[name] = wanted, str(error)
                 if current is None:
                     self._tell(name, False)
                 raise
@@ -85,7 +87,10 @@ class Models:
             find_bundle(self._store, name)
         async with self._locks[name]:
             model = self._models.get(name)
-            await asyncio.to_thread(self._store.forget, name)
+            try:
+                await asyncio.to_thread(self._store.forget, name)
+            except RuntimeFault as fault:  # it is loaded again when the agent starts again
+                log.warning("model %s is unloaded but still remembered: %s", name, fault)
             self._failed.pop(name, None)
             if model is not None:
                 await asyncio.shield(self._retire(model))
@@ -101,7 +106,7 @@ class Models:
 
     def index(self) -> list[ModelEntry]:
         """Every bundle of the store under each of its names, and everything loaded."""
-        return index(self._store, {**self._loading, **self._models}, self._failed)
+        return index(self._store, {**self._loading, **self._models}, self._failures())
 
     def loaded(self) -> list[ServedModel]:
         """The models that are loaded, in whatever state."""
@@ -116,10 +121,12 @@ class Models:
         """Call back at every change of a model's state, on the event loop."""
         self._subscribers.append(callback)
 
-    async def restore(self) -> dict[str, str]:
-        """Load what was loaded when the agent last ended; why that failed, by name."""
+    async def restore(self, but: Collection[str] = ()) -> dict[str, str]:
+        """Load what was loaded when the agent last ended, but for some; what failed, and why."""
         failed = {}
         for name, settings in self._store.remembered().items():
+            if name in but:
+                continue
             try:
                 await self.load(name, **settings)
             except RuntimeFault as error:
@@ -137,9 +144,11 @@ class Models:
             for task in late:
                 task.cancel()
         await asyncio.gather(*(model.close() for model in models))
-        for task in self._retired:
+        retired = dict(self._retired)
+        for task in retired:
             task.cancel()
-        await asyncio.gather(*self._retired, return_exceptions=True)
+        await asyncio.gather(*retired, return_exceptions=True)
+        await asyncio.gather(*(model.close() for model in retired.values()))  # the cancel cut it
 
     async def _start(
         self, name: str, found: Found, target: str, settings: ModelSettings
@@ -157,8 +166,12 @@ class Models:
                 self._tell(name, False)
             try:
                 await asyncio.to_thread(check_bytes, found.bundle, [target])
-            except RuntimeFault as fault:
-                raise Refused(grpc.StatusCode.DATA_LOSS, str(fault)) from None
+            except (RuntimeFault, OSError) as fault:
+                self._store.suspect(found.digest)
+                why = told(fault, found.bundle.path, f"the bundle '{name}'")
+                raise Refused(
+                    grpc.StatusCode.DATA_LOSS, f"{why}; upload the bundle again"
+                ) from None
             if self._closed:
                 raise unavailable("the agent is ending")
             await model.start()
@@ -210,8 +223,19 @@ class Models:
             find_bundle(self._store, name)
         except Refused as error:
             return error
-        why = f" (the last time: {self._failed[name]})" if name in self._failed else ""
+        failures = self._failures()
+        why = f" (the last time: {failures[name]})" if name in failures else ""
         return precondition(f"the model '{name}' is not loaded: load it first{why}")
+
+    def _failures(self) -> dict[str, str]:
+        """Why each name was not loaded, of the bundles that are still there under it."""
+        there = {name: found.bundle for found in self._store.bundles() for name in found.names}
+        self._failed = {
+            name: (bundle, why)
+            for name, (bundle, why) in self._failed.items()
+            if there.get(name.partition("/")[0]) is bundle
+        }
+        return {name: why for name, (_, why) in self._failed.items()}
 
 
 def _same(

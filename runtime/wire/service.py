@@ -132,7 +132,7 @@ async def _abort(error: Exception, context: Context, method: Method, begun: floa
         log.error("a call failed inside the server", exc_info=error, extra={"call": method.path})
         code, text = grpc.StatusCode.INTERNAL, "the server failed at this call; its log says how"
     _log_call(method, code.name, begun)
-    await context.abort(code, text[:DETAILS_LIMIT])
+    await context.abort(code, text.encode()[:DETAILS_LIMIT].decode(errors="ignore"))
     raise AssertionError("abort raises")
 
 

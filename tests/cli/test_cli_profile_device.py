@@ -17,9 +17,12 @@ from agent_tools import Agent, eventually, running_agent
 from cli_tools import finish, start
 
 from edgevit.cli.profile_progress import watching
+from edgevit.cli.report import report_files, write_report
 from runtime.client import AgentClient, AgentFault
 from runtime.digest import sha256_tree
+from runtime.environment import describe
 from runtime.run_files import load_run
+from runtime.run_record import RunRecord
 
 RUNS = ["--runs", 20]
 
@@ -97,6 +100,9 @@ def test_two_bundles_and_an_address(cli, home, onnx_bundle, agent):
     where = agent.address.replace(":", "-")
     assert found["files"] == [f"page-{where}-bundle.json", f"page-{where}-other.json"]
     assert all((home / name).is_file() for name in found["files"])
+    page = (home / "page.html").read_text()
+    for folder in ("bundle", "other"):
+        assert f"tinynet:net onnx fp32 ({folder})" in page
     assert [Path(p["bundle"]).name for p in found["pushed"]] == ["bundle", "other"] or (
         [Path(p["bundle"]).name for p in found["pushed"]] == ["other"]
     ), "the first one may be there from another test"
@@ -107,6 +113,34 @@ def test_one_device_alone(cli, home, named, onnx_bundle):
     answer = cli("profile", onnx_bundle / "model.onnx", "--device", "pi", "-o", "page.html", *RUNS)
     assert answer.code == 0 and "tinynet:net on pi (" in answer.out
     assert load_run(home / "page.json").environment.name == "pi"
+
+
+def test_the_next_command_measures_the_same(cli, home, named, onnx_bundle):
+    named.rename(home / "lab.yaml")
+    words = ["--device", "pi", "--devices", "lab.yaml", "--threads", 2, *RUNS]
+    answer = cli("profile", onnx_bundle / "model.onnx", *words)
+    assert answer.code == 0
+    again = " ".join(map(str, [onnx_bundle / "model.onnx", *words, "-o", "report.html"]))
+    assert f"Next: edgevit profile {again}\n" in answer.out
+
+
+def test_names_of_files_that_fall_together(home):
+    files = report_files(Path("page.html"))
+    assert files is not None
+    records = [_record(device) for device in "abc"]
+    saved = write_report(records, files, ["pi-out", "pi-out", "PI-OUT-2"])
+    assert [str(each.json) for each in saved] == [
+        "page-pi-out.json", "page-pi-out-2.json", "page-PI-OUT-2-2.json",
+    ]  # fmt: skip
+    assert [load_run(each.json).environment.device for each in saved] == ["a", "b", "c"]
+
+
+def _record(device: str) -> RunRecord:
+    """A run without measurements."""
+    return RunRecord(
+        edgevit_version="0", created="2026-11-21T00:00:00+00:00", threads=1, runs=1, method={},
+        environment=describe().model_copy(update={"device": device}), measurements=[],
+    )  # fmt: skip
 
 
 def test_nothing_but_failures(cli, home, named, onnx_bundle):
@@ -163,7 +197,15 @@ def test_a_bar_for_each_device(monkeypatch):
                 list(pool.map(lambda name: tell(name, "push [/1] of 9 MB", 0.5), ["pi", "jetson"]))
             terminal.flush()
         os.set_blocking(ours, False)
-        seen = (screen.read(100_000) or b"").decode()
+        read = bytearray()
+
+        def over() -> bool:
+            """What was written comes through a terminal in pieces, a little later."""
+            read.extend(screen.read(100_000) or b"")
+            return b"50%" in read
+
+        eventually(over)
+        seen = read.decode(errors="replace")
     assert "pi: push [/1] of 9 MB" in seen and "jetson: push [/1] of 9 MB" in seen
     assert "50%" in seen
 
@@ -177,6 +219,7 @@ def test_a_bar_for_each_device(monkeypatch):
         (["net.onnx", "--device", "pie"], "no device is called 'pie' in devices.yaml"),
         (["net.onnx", "--device", "pi", "-o", "p.pdf"], "-o expects a page name ending in .html"),
         (["net.onnx", "--device", "pi:x"], "HOST:PORT, got 'pi:x'"),
+        (["net.onnx", "--token-file", "t"], "--token-file: only with --device"),
     ],
 )
 def test_wrong_words(cli, home, named, words, message):

@@ -99,6 +99,11 @@ def test_a_wrong_input_name_is_named(serving: Serving) -> None:
     assert code == INVALID and "pixels" in text and serving.input in text
 
 
+def test_a_long_name_in_another_script_does_not_hide_the_status(serving: Serving) -> None:
+    code, text = serving.refused(infer_request("tiny", "画" * 3000, serving.x))
+    assert code == INVALID and serving.input in text
+
+
 def test_contents_and_raw_together(serving: Serving) -> None:
     request = serving.request()
     request.inputs[0].contents.fp32_contents.extend(serving.x.ravel().tolist())

@@ -223,6 +223,22 @@ def test_sigkill_leaves_nothing_behind_and_the_next_start_finds_all(
         np.testing.assert_allclose(got[0], tiny.outputs_NK[0], atol=1e-5)
 
 
+def test_this_start_says_how_its_own_models_are_served(tmp_path: Path, tiny_bundle: Path) -> None:
+    store = tmp_path / "store"
+
+    def threads(*flags: str) -> dict[str, int]:
+        with (
+            running_agent(store, *flags, load=[tiny_bundle]) as agent,
+            channel_to(agent.address) as channel,
+        ):
+            if not flags:
+                ask(channel, "RepositoryModelLoad", model_name="tiny/onnx")
+            return {m.name: m.threads for m in ask(channel, "Describe", of=DEVICE).models}
+
+    assert threads() == {"tiny": 1, "tiny/onnx": 1}
+    assert threads("--threads", "2") == {"tiny": 2, "tiny/onnx": 1}  # the second as it was
+
+
 def test_a_remembered_model_whose_bytes_have_changed(
     tmp_path: Path, tiny_bundle: Path, tiny: Any
 ) -> None:

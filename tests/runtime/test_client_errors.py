@@ -18,6 +18,7 @@ from small_agent import Doubles, serving, small_services
 
 from runtime.client import Access, AgentClient, AgentFault
 from runtime.client import channel as client_channel
+from runtime.client.errors import fault_of
 from runtime.errors import RuntimeFault
 from runtime.wire.descriptors import HEALTH, INFERENCE
 from runtime.wire.refused import Refused, exhausted, invalid, not_found, precondition
@@ -175,6 +176,10 @@ def test_the_token(stand, token, said):
         (invalid("got shape [2]"), "INVALID_ARGUMENT", ": got shape [2]"),
         (exhausted("the queue is full"), "RESOURCE_EXHAUSTED", "no room now: the queue is full"),
         (
+            exhausted("Concurrent RPC limit exceeded!"), "RESOURCE_EXHAUSTED",
+            "takes no more calls at this moment; make fewer at once",
+        ),
+        (
             Refused(grpc.StatusCode.DATA_LOSS, "file 3 has another sha256"), "DATA_LOSS",
             "file 3 has another sha256; send it again",
         ),
@@ -215,6 +220,7 @@ def test_a_message_that_the_agent_does_not_take(stand):
         caught.value, "RESOURCE_EXHAUSTED", "a message of 96", "more than 8388608,",
         "ModelInfer", "send fewer pictures at once",
     )  # fmt: skip
+    assert str(caught.value).endswith("at once"), "no flag raises an agent's limit"
 
 
 def test_an_answer_that_we_do_not_take(stand, monkeypatch):
@@ -250,6 +256,16 @@ def test_a_connection_that_breaks_during_the_call(stand):
         thread.join(20)
     (found,) = caught
     expect(found, "UNAVAILABLE", relay.address, "broke during the call")
+
+
+@pytest.mark.parametrize("own", [None, "client"])
+def test_a_connection_that_breaks_with_tls(pems, own):
+    """In TLS 1.3 a client learns only so, now and then, that its certificate is not taken."""
+    cert, key = getattr(pems, own) if own else (None, None)
+    access = Access("pi:1", tls_ca=pems.ca, tls_cert=cert, tls_key=key)
+    found = fault_of(grpc.StatusCode.UNAVAILABLE, "Socket closed", access, "ServerLive", 1)
+    hint = f"may not take the client certificate {cert}." if own else "may ask for a client cert"
+    expect(found, "UNAVAILABLE", "If this happens with every call, the agent", hint)
 
 
 class Relay:

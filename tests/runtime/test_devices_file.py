@@ -127,12 +127,22 @@ def test_a_file_that_is_named_has_to_be_there(tmp_path, monkeypatch):
 def test_names_and_addresses():
     written(FULL)
     options = AddressOptions(tls_ca=Path("ca.pem"), token_file=Path("token"))
-    everything = find_devices([], None, options)
+    everything = find_devices([], None, AddressOptions())
     assert [d.name for d in everything] == ["pi", "jetson", "plain"]
     plain, other = find_devices(["plain", "10.0.0.9:1"], None, options)
     assert plain.how.tls_ca is None and plain.token_file is None, "a file says it all itself"
     assert (other.name, other.how.address) == ("10.0.0.9:1", "10.0.0.9:1")
     assert other.how.tls_ca == Path("ca.pem") and other.token_file == Path("token")
+
+
+@pytest.mark.parametrize("words", [[], ["pi"], ["pi", "plain"]])
+def test_options_that_no_device_would_take(words):
+    written(FULL)
+    options = AddressOptions(tls_ca=Path("ca.pem"), token_file=Path("token"))
+    with pytest.raises(RuntimeFault) as caught:
+        find_devices(words, None, options)
+    assert str(caught.value).startswith("--token-file, --tls-ca: only for devices given as HOST")
+    assert "devices.yaml" in str(caught.value)
 
 
 def test_addresses_need_no_file(monkeypatch):

@@ -6,9 +6,12 @@ import asyncio
 import gc
 import json
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -238,6 +241,56 @@ def test_a_hung_process_is_killed(tmp_path, how):
     code, pid = run(work())
     assert code == CODE.DEADLINE_EXCEEDED and gone(pid)
     assert len(ends.told) == 1 and "did not answer" in ends.told[0]
+
+
+def test_a_hung_process_whose_socket_stays_open_is_answered(tmp_path, monkeypatch):
+    """As that of a process does which waits for the disk: a kill does not end it."""
+    pair, kept = socket.socketpair, []
+
+    def keeping():
+        ours, theirs = pair()
+        kept.append(theirs.dup())
+        return ours, theirs
+
+    async def work():
+        engine = engine_of("process", counting(tmp_path / "count.onnx"), run_timeout_s=0.3)
+        monkeypatch.setattr(socket, "socketpair", keeping)
+        await engine.start()
+        with pytest.raises(Refused, match="did not answer within") as caught:
+            await engine.run([number(FOREVER)])
+        await engine.close()
+        kept[0].close()
+        return caught.value.code, engine.pid
+
+    code, pid = run(work())
+    assert code == CODE.DEADLINE_EXCEEDED and gone(pid)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts in /proc")
+@pytest.mark.parametrize("free", [0, 1, 2, 4, 6])
+def test_without_descriptors_it_is_refused_and_leaves_none(tiny, free):
+    agent, limits = psutil.Process(), resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def work():
+        engine = engine_of("process", tiny.paths["onnx"])
+        gc.collect()  # else mappings of engines before this one give descriptors free meanwhile
+        taken, before = [], agent.num_fds()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before + 64, limits[1]))
+        try:
+            with suppress(OSError):
+                while True:
+                    taken.append(os.open(os.devnull, os.O_RDONLY))
+            for _ in range(free):
+                os.close(taken.pop())
+            with pytest.raises(Refused, match="cannot start an engine process: Too many") as caught:
+                await engine.start()
+        finally:
+            for each in taken:
+                os.close(each)
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        return caught.value.code, engine.pid, agent.num_fds() - before
+
+    assert run(work()) == (CODE.UNAVAILABLE, None, 0)
 
 
 def test_a_hung_thread_is_left(tmp_path):

@@ -105,3 +105,13 @@ def test_watches_are_bounded_and_given_back():
                     await asyncio.sleep(0.05)
 
     run(work())
+
+
+def test_a_stranger_cannot_leave_much_behind():
+    async def work() -> None:
+        async with served({HEALTH: Health()}) as channel:
+            watch = calls_of(channel, HEALTH)("Watch", service="m" * 257)
+            code, text = await refusal(watch.read())
+            assert code is grpc.StatusCode.NOT_FOUND and len(text) < 300
+
+    run(work())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -209,6 +210,55 @@ def test_changed_bytes_are_not_served(store, both):
     code, why, entry = with_models(store, work)
     assert code == CODE.DATA_LOSS and "expected sha256" in why
     assert entry.state == "UNAVAILABLE" and "expected sha256" in entry.reason
+
+
+def test_changed_bytes_are_mended_by_another_upload(make_bundle, store):
+    source = make_bundle("onnx")
+    stored = store.add(source, "m")
+    path = stored.bundle.artifact_path("onnx")
+    path.write_bytes(bytes(path.stat().st_size))
+
+    async def work(models):
+        code, why = await refusal(models.load("m"))
+        whole = store.whole(stored.digest)
+        await asyncio.to_thread(store.add, source, "m")
+        reason = entry_of(models, "m").reason
+        return code, why, whole, reason, (await models.load("m")).state
+
+    code, why, whole, reason, state = with_models(store, work)
+    assert code == CODE.DATA_LOSS and str(store.root) not in why and "upload" in why
+    assert (whole, reason, state) == (None, "it is not loaded", "READY")
+
+
+def test_a_failure_goes_with_its_bundle(make_bundle, store):
+    stored = store.add(make_bundle("onnx", name="bad"), "m")
+    stored.bundle.artifact_path("onnx").write_bytes(b"other bytes")
+    other = make_bundle("tflite", name="good")
+
+    async def work(models):
+        await refusal(models.load("m"))
+        before = entry_of(models, "m").reason
+        store.remove("m")
+        store.add(other, "m")
+        with pytest.raises(Refused) as caught:
+            models.find("m")
+        return before, entry_of(models, "m").reason, str(caught.value)
+
+    before, after, why = with_models(store, work)
+    assert "expected" in before and after == "it is not loaded" and "the last time" not in why
+
+
+def test_unloading_works_where_the_disk_does_not(store, both, caplog):
+    async def work(models):
+        model = await models.load("both")
+        (store.root / "models.json.new").mkdir()  # nothing can be written there
+        with caplog.at_level(logging.WARNING):
+            await models.unload("both")
+        (store.root / "models.json.new").rmdir()
+        return model.state, models.loaded()
+
+    assert with_models(store, work) == ("UNAVAILABLE", [])
+    assert "model both is unloaded but still remembered: the agent's disk fails" in caplog.text
 
 
 def test_loading_again_does_nothing_but_new_settings_swap(store, both):

@@ -14,7 +14,7 @@ from small_agent import Shelf, serving, small_bundle
 from runtime.client import Access
 from runtime.client.calls import ProfileOptions
 from runtime.devices.file import KnownDevice
-from runtime.devices.profiling import DeviceRun, Work, profile_devices, works_from
+from runtime.devices.profiling import BundleWork, DeviceRun, profile_devices, works_from
 from runtime.environment import describe
 from runtime.errors import RuntimeFault
 from runtime.run_record import RunRecord
@@ -72,23 +72,23 @@ def devices(
 
 
 def run(
-    known: list[KnownDevice], works: list[Work], at_once: bool = True
+    known: list[KnownDevice], works: list[BundleWork]
 ) -> tuple[list[DeviceRun], list[tuple[str, str, float]]]:
     told: list[tuple[str, str, float]] = []
-    found = profile_devices(known, works, OPTIONS, lambda *word: told.append(word), at_once=at_once)
+    found = profile_devices(known, works, OPTIONS, lambda *word: told.append(word))
     return found, told
 
 
 @pytest.mark.parametrize(
-    ("hostnames", "at_once", "most"),
-    [(["a", "b", "c"], True, 3), (["a", "a", "a"], True, 1), (["a", "b", "c"], False, 1)],
-    ids=["different machines", "one machine", "this machine takes part"],
+    ("hostnames", "most"),
+    [(["a", "b", "c"], 3), (["a", "a", "a"], 1)],
+    ids=["different machines", "one machine"],
 )
-def test_what_runs_at_once(tmp_path, hostnames, at_once, most):
+def test_what_runs_at_once(tmp_path, hostnames, most):
     turns = Turns(most)
-    works = [Work(small_bundle(tmp_path / "bundle"))]
+    works = [BundleWork(small_bundle(tmp_path / "bundle"))]
     with devices(tmp_path, turns, hostnames) as (known, _):
-        found, _ = run(known, works, at_once)
+        found, _ = run(known, works)
     assert [len(each.runs) for each in found] == [1, 1, 1]
     assert turns.most == most
 
@@ -96,7 +96,7 @@ def test_what_runs_at_once(tmp_path, hostnames, at_once, most):
 def test_a_device_is_named_asked_and_told_about(tmp_path):
     bundle = small_bundle(tmp_path / "bundle")
     with devices(tmp_path, Turns(), ["a"]) as (known, shelves):
-        (found,), told = run(known, [Work(bundle, ("onnx", "tflite"))])
+        (found,), told = run(known, [BundleWork(bundle, ("onnx", "tflite"))])
         assert found.runs[bundle].environment.name == "d0" and not found.failures
         (pushed,) = found.pushed
         (asked,) = shelves[0].asked
@@ -107,7 +107,7 @@ def test_a_device_is_named_asked_and_told_about(tmp_path):
         assert told[0][1].startswith("push 0.0 of 3.0 MB") and told[-1] == ("d0", "done", 1.0)
         fractions = [done for _, _, done in told]
         assert fractions == sorted(fractions)
-        (again,), _ = run(known, [Work(bundle)])
+        (again,), _ = run(known, [BundleWork(bundle)])
         assert again.pushed == [] and len(shelves[0].uploads) == 1
 
 
@@ -118,7 +118,7 @@ def test_what_fails_leaves_the_rest_alone(tmp_path):
         shelves[1].room = 4_000_000
         gone = KnownDevice("gone", Access("127.0.0.1:1"))
         locked = KnownDevice("locked", Access("127.0.0.1:1"), tmp_path / "no-token")
-        works = [Work(good), Work(large)]
+        works = [BundleWork(good), BundleWork(large)]
         a, b, missing, closed = run([*known, gone, locked], works)[0]
     assert list(a.runs) == [good, large] and not a.failures
     assert list(b.runs) == [good] and list(b.failures) == [large]
@@ -150,18 +150,18 @@ def test_an_interruption_ends_what_runs_on_devices(tmp_path):
 
     with serving({DEVICE: shelf}) as address, pytest.raises(KeyboardInterrupt):
         known = KnownDevice("d", Access(address))
-        profile_devices([known], [Work(small_bundle(tmp_path / "b"))], OPTIONS, told, at_once=True)
+        profile_devices([known], [BundleWork(small_bundle(tmp_path / "b"))], OPTIONS, told)
     assert shelf.cancelled
 
 
 def test_bundles_and_files_in_them(make_bundle, tmp_path):
     bundle = make_bundle("onnx", "tflite")
-    assert works_from([bundle]) == [Work(bundle)]
+    assert works_from([bundle]) == [BundleWork(bundle)]
     onnx, tflite = bundle / "tiny.onnx", bundle / "tiny.tflite"
-    assert works_from([tflite, onnx, tflite]) == [Work(bundle, ("tflite", "onnx"))]
-    assert works_from([onnx, bundle]) == works_from([bundle, onnx]) == [Work(bundle)]
+    assert works_from([tflite, onnx, tflite]) == [BundleWork(bundle, ("tflite", "onnx"))]
+    assert works_from([onnx, bundle]) == works_from([bundle, onnx]) == [BundleWork(bundle)]
     other = make_bundle("onnx", name="other")
-    assert works_from([other, onnx]) == [Work(other), Work(bundle, ("onnx",))]
+    assert works_from([other, onnx]) == [BundleWork(other), BundleWork(bundle, ("onnx",))]
     bare = tmp_path / "bare.onnx"
     bare.write_bytes(onnx.read_bytes())
     with pytest.raises(RuntimeFault, match="lies in no bundle, and a device takes bundles only"):

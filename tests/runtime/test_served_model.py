@@ -9,11 +9,13 @@ import signal
 
 import grpc
 import numpy as np
+import psutil
 import pytest
-from engine_tools import FOREVER, bundle_with, counting, gone, run, until
+from engine_tools import FOREVER, bundle_with, counting, gone, picky, run, until
 
 from runtime.bundle import read_bundle
 from runtime.digest import sha256_tree
+from runtime.serving.batching import Waiting
 from runtime.serving.breaker import Breaker
 from runtime.serving.model import ModelSettings, ServedModel
 from runtime.sessions import open_session
@@ -193,8 +195,104 @@ def test_after_five_deaths_it_stays_down(tiny, serve):
 
 def test_deaths_long_apart_do_not_add_up():
     seldom, often = Breaker(deaths=3, seconds=0.0), Breaker(deaths=3, seconds=3600.0)
-    assert [seldom.count() for _ in range(6)] == [False] * 6
-    assert [often.count() for _ in range(4)] == [False, False, True, True]
+    for _ in range(6):
+        assert seldom.count() == ""
+        seldom.ran()
+    assert [often.count() != "" for _ in range(4)] == [False, False, True, True]
+
+
+def test_deaths_long_apart_add_up_where_nothing_runs_between():
+    breaker = Breaker(deaths=3, seconds=0.0)
+    assert [breaker.count() for _ in range(3)] == ["", "", "3 times without an answer between"]
+
+
+def test_the_next_start_waits_longer_after_each_death():
+    breaker = Breaker(deaths=9)
+    pauses = [breaker.pause_s() for _ in range(7) if breaker.count() == ""]
+    assert pauses[0] == 0 and pauses == sorted(pauses) and pauses[1] > 0 and pauses[-1] == 2.0
+    breaker.ran()
+    assert breaker.count() == "" and breaker.pause_s() == 0
+
+
+def test_one_that_only_hangs_stays_down(serve, count):
+    async def work(model):
+        model._breaker = Breaker(deaths=3, seconds=0.0)
+        assert (await model.infer(number(2))).outputs[0].item() == 2
+        for _ in range(3):
+            with pytest.raises(Refused, match="did not answer within"):
+                await model.infer(number(FOREVER))
+        await until(lambda: model.state == "UNAVAILABLE")
+        return model.reason
+
+    assert "3 times without an answer between" in serve(work, artifact=count, run_timeout_s=0.2)
+
+
+def test_a_dead_engine_gets_no_work_before_its_end_is_told(serve, count):
+    async def work(model):
+        (engine,) = model._engines
+        engine._hang_up()  # as when its socket ends; the model hears of it after the burial
+        assert not engine.alive and model.worker_pids() == [engine.pid]
+        return (await model.infer(number(3))).outputs[0].item()
+
+    assert serve(work, artifact=count) == 3
+
+
+def test_a_batch_that_fails_when_it_goes_down_is_refused(serve, tmp_path):
+    async def work(model):
+        loop = asyncio.get_running_loop()
+        batch = [Waiting(np.array([[9]]), 1, loop.create_future()) for _ in range(2)]
+        model._observe.batch = lambda name, size: None
+        model._run(model._idle.pop(), batch)
+        model._set("UNAVAILABLE", "its engine ended too often")
+        errors = await asyncio.gather(*(b.answer for b in batch), return_exceptions=True)
+        return [error.code for error in errors], model.queued
+
+    codes, queued = serve(work, artifact=picky(tmp_path / "picky.onnx"))
+    assert codes == [CODE.UNAVAILABLE] * 2 and queued == 0
+
+
+def children() -> set[int]:
+    return {child.pid for child in psutil.Process().children()}
+
+
+def test_what_starts_while_it_goes_down_is_ended(serve, count):
+    async def work(model):
+        model._breaker = Breaker(deaths=2)
+        before = children()
+        first, second = model.worker_pids()
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: children() - before)
+        (third,) = children() - before
+        os.kill(third, signal.SIGSTOP)
+        os.kill(second, signal.SIGKILL)
+        await until(lambda: model.state == "UNAVAILABLE")
+        os.kill(third, signal.SIGCONT)
+        await until(lambda: gone(third))
+        return model.worker_pids(), model.state
+
+    assert serve(work, artifact=count, instances=2) == ([], "UNAVAILABLE")
+
+
+def test_one_dies_while_another_does_not_load(make_bundle):
+    bundle = read_bundle(make_bundle("onnx"))
+
+    async def work():
+        model = ServedModel("m", bundle, "0" * 64, "onnx", ModelSettings(instances=2))
+        before = children()
+        start = asyncio.ensure_future(model.start())
+        await until(lambda: [e.pid for e in model._starting if e.pid] and len(model._starting) == 2)
+        first, second = model._starting
+        await until(lambda: second.pid)
+        os.kill(second.pid, signal.SIGSTOP)
+        await until(lambda: first.alive)
+        os.kill(first.pid, signal.SIGKILL)
+        await until(lambda: model._restarts)
+        os.kill(second.pid, signal.SIGKILL)
+        with pytest.raises(Refused, match="SIGKILL"):
+            await start
+        return model.state, model.worker_pids(), len(model._restarts), children() - before
+
+    assert run(work()) == ("UNAVAILABLE", [], 0, set())
 
 
 def test_those_that_wait_are_refused_when_it_stays_down(serve, count):

@@ -197,6 +197,55 @@ def test_a_damaged_bundle_is_told_and_never_served(store, source, tmp_path):
     again.close()
 
 
+def change(path: Path) -> None:
+    """Other bytes, as many as before."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_a_suspect_is_found_still_and_mended_by_an_upload(store, source, used):
+    stored = store.add(source, "hurt")
+    store.in_use = lambda digest: used
+    change(stored.path / "model.tflite")
+    assert store.whole(stored.digest) == stored
+    store.suspect(stored.digest)
+    assert store.whole(stored.digest) is None and store.find("hurt") == stored
+    upload = store.begin(header(source, "hurt"))
+    assert not upload.complete and stored.path.exists() == used
+    mended = send(upload, plan_of(source), source)
+    assert store.whole(stored.digest) == mended and tree(mended.path) == tree(source)
+    assert store.used() == size_of(source) and store.begin(header(source, "hurt")).complete
+
+
+def test_adding_again_mends_changed_bytes(store, source):
+    stored = store.add(source, "hurt")
+    change(stored.path / "model.tflite")
+    again = reopen(store)
+    mended = again.add(source, "hurt")
+    assert mended.names == ["hurt"] and tree(mended.path) == tree(source)
+    again.close()
+
+
+def test_a_closed_store_changes_nothing(store, source, tmp_path):
+    stored = store.add(source, "one")
+    late = store.begin(header(source, "two"))
+    store.close()
+    before = {p: p.read_bytes() for p in store.root.rglob("*") if p.is_file()}
+    for change_it in (
+        lambda: store.begin(header(write_bundle(tmp_path / "other", seed=1), "other")),
+        late.finish,
+        lambda: store.remove("one"),
+        lambda: store.remember("one", {"threads": 1}),
+        lambda: store.forget("one"),
+    ):
+        with refused(CODE.UNAVAILABLE, "the agent is ending"):
+            change_it()
+    assert before == {p: p.read_bytes() for p in store.root.rglob("*") if p.is_file()}
+    assert store.find("one") == stored
+
+
 @pytest.mark.parametrize("harm", ["manifest", "link", "gone", "nonsense"])
 def test_every_kind_of_damage_is_seen_at_the_start(store, source, harm, tmp_path):
     stored = store.add(source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import time
@@ -67,6 +68,23 @@ def test_chunk_by_chunk(store, source):
     assert left(store) == [] and store.held(plan.digest) == {} and store.used() == plan.size
     mode = (stored.path / "model.tflite").stat().st_mode & 0o777
     assert mode == 0o600 and (stored.path / "deep").stat().st_mode & 0o777 == 0o700
+
+
+def test_an_upload_that_cannot_begin_claims_nothing(store, source, monkeypatch):
+    real = os.open
+
+    def full(path, *arguments, **options):
+        if str(path).endswith("files"):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real(path, *arguments, **options)
+
+    plan = plan_of(source)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", full)
+        with refused(CODE.INTERNAL, "Too many open files"):
+            store.begin(plan.header("n"))
+    assert [partial.claim for partial in store._incoming.partials.values()] == [0]
+    assert send(store.begin(plan.header("n")), plan, source).names == ["n"]
 
 
 def test_files_may_come_in_any_order(store, source):

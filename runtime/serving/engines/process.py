@@ -15,7 +15,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from time import monotonic, perf_counter_ns
 from typing import Any
 
@@ -62,7 +62,7 @@ class EngineProcess:
         """Start the process and wait until the artefact is loaded and ran once.
 
         Raises Refused: FAILED_PRECONDITION where it does not load, UNAVAILABLE where the process
-        died, DEADLINE_EXCEEDED where it took too long.
+        died or cannot be started, DEADLINE_EXCEEDED where it took too long.
         """
         if self._closing:
             raise unavailable(f"the engine of {self._options.path.name} is being ended")
@@ -74,9 +74,11 @@ class EngineProcess:
             )
             self._timer = self._loop.call_later(limit, self._end_late, late)
             loaded = await self._loading
-        except BaseException:
+        except BaseException as error:
             self._loading.cancel()
             await self.close()
+            if isinstance(error, OSError):
+                raise unavailable(f"cannot start an engine process: {error.strerror}") from error
             raise
         self._timer.cancel()
         self._started = True
@@ -109,33 +111,32 @@ class EngineProcess:
         await asyncio.shield(self._burial)
 
     def _spawn(self) -> None:
-        # A file, not a pipe: nobody reads it while the process runs, and it must never block.
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
-        self._fd = _memory()
-        self._socket, theirs = socket.socketpair()
-        arguments: dict[str, Any] = {
-            "path": str(self._options.path.resolve()),
-            "threads": self._options.threads,
-            "max_batch": self._options.max_batch,
-            "socket": theirs.fileno(),
-            "memory": self._fd,
-        }
-        try:
-            self._process = subprocess.Popen(
-                command("runtime.serving.engines.worker", json.dumps(arguments), ignored=IGNORED),
-                stdin=subprocess.DEVNULL,
-                stdout=self._stderr,
-                stderr=self._stderr,
-                env=environment(self._options.threads),
-                pass_fds=(theirs.fileno(), self._fd),
-            )
-        except OSError as error:
-            self._socket.close()
-            self._stderr.close()
-            os.close(self._fd)
-            raise unavailable(f"cannot start an engine process: {error.strerror}") from error
-        finally:
-            theirs.close()
+        """Start the process; an OSError leaves nothing open."""
+        with ExitStack() as made:
+            # A file, not a pipe: nobody reads it while the process runs, and it must never block.
+            self._stderr = made.enter_context(tempfile.TemporaryFile())
+            self._fd = _memory()
+            made.callback(os.close, self._fd)
+            ours, theirs = socket.socketpair()
+            self._socket = made.enter_context(ours)
+            arguments: dict[str, Any] = {
+                "path": str(self._options.path.resolve()),
+                "threads": self._options.threads,
+                "max_batch": self._options.max_batch,
+                "socket": theirs.fileno(),
+                "memory": self._fd,
+            }
+            work = json.dumps(arguments)
+            with theirs:
+                self._process = subprocess.Popen(
+                    command("runtime.serving.engines.worker", work, ignored=IGNORED),
+                    stdin=subprocess.DEVNULL,
+                    stdout=self._stderr,
+                    stderr=self._stderr,
+                    env=environment(self._options.threads),
+                    pass_fds=(theirs.fileno(), self._fd),
+                )
+            made.pop_all()  # the burial of the process closes them
         self.pid = self._process.pid
         self._socket.setblocking(False)
         self._loop.add_reader(self._socket, self._readable)
@@ -200,7 +201,9 @@ class EngineProcess:
     def _end_late(self, late: str) -> None:
         self._too_late = late
         if self._process is not None:
-            self._process.kill()  # the end of its socket does the rest
+            self._process.kill()
+            # Not by the end of its socket alone: one that waits for the disk outlives a kill.
+            self._hang_up()
 
     def _hang_up(self) -> None:
         """No more of this process: close the socket, which ends it, and see to its end."""

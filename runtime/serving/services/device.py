@@ -75,7 +75,7 @@ class DeviceService:
         """What of a bundle is here."""
         response = methods(DEVICE)["UploadStatus"].response()
         digest = check_digest(request.digest)
-        stored = next((s for s in self._store.bundles() if s.digest == digest), None)
+        stored = self._store.whole(digest)
         if stored is not None:
             response.complete = True
             response.names.extend(stored.names)

@@ -17,6 +17,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 UNKNOWN, SERVING, NOT_SERVING, SERVICE_UNKNOWN = range(4)  # ServingStatus of the protocol
 WATCHERS = 64
 """Watches at once: they take no token and never end, and calls at once are bounded."""
+LONGEST_NAME = 256
 
 Response = message("grpc.health.v1.HealthCheckResponse")
 
@@ -57,6 +58,8 @@ class Health:
 
     async def Watch(self, request: Message, context: Context) -> AsyncIterator[Message]:
         """The state of a name, known or not, and every change of it."""
+        if len(request.service) > LONGEST_NAME:  # kept as long as the watch; no token was asked for
+            raise not_found(f"no service or model '{request.service[:128]}...' here")
         if self._watchers >= WATCHERS:
             raise exhausted(f"{WATCHERS} watches are open already; use Check")
         self._watchers += 1

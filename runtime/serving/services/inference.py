@@ -40,7 +40,7 @@ NOT_HERE = {
 class InferenceService:
     """The nine calls. What they refuse is raised as Refused, which runtime.wire.service answers.
 
-    `answered` counts the inference requests, whatever the answer was.
+    `answered` counts the inference requests to models that are there, whatever the answer was.
     """
 
     def __init__(self, models: Models, observer: Observer, ready: Callable[[], bool]) -> None:

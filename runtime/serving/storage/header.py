@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.manifest import MANIFEST_NAME
+from runtime.manifest import LABELS_NAME, MANIFEST_NAME
 from runtime.serving.limits import MIB, Limits
 from runtime.serving.storage.names import DIGEST, check_digest, check_name
 from runtime.wire.bundle_paths import check_paths
@@ -13,7 +13,7 @@ from runtime.wire.bundle_plan import PlannedFile, digest_of
 from runtime.wire.descriptors import Message
 from runtime.wire.refused import exhausted, invalid
 
-MANIFEST_BYTES = 16 * MIB  # it is read whole
+MANIFEST_BYTES, LABELS_BYTES = 16 * MIB, 4 * MIB  # they are read whole
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,12 @@ def header_of(message: Message, limits: Limits) -> Header:
         raise exhausted(
             f"the bundle has {header.size} bytes, this agent takes {limits.bundle_bytes}"
         )
-    manifest = next((file for file in files if file.path == MANIFEST_NAME), None)
-    if manifest is None:
+    if not any(file.path == MANIFEST_NAME for file in files):
         raise invalid(f"no {MANIFEST_NAME} among the files: this is not a bundle")
-    if manifest.size > MANIFEST_BYTES:
-        raise exhausted(
-            f"{MANIFEST_NAME} has {manifest.size} bytes, this agent takes {MANIFEST_BYTES}"
-        )
+    for name, most in ((MANIFEST_NAME, MANIFEST_BYTES), (LABELS_NAME, LABELS_BYTES)):
+        size = next((file.size for file in files if file.path == name), 0)
+        if size > most:
+            raise exhausted(f"{name} has {size} bytes, this agent takes {most}")
     own = digest_of(list(files))
     if own != header.digest:
         raise invalid(

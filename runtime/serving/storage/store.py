@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 
 from runtime.bundle import Bundle
+from runtime.digest import sha256_tree
 from runtime.errors import RuntimeFault
 from runtime.serving.limits import MIB, Limits
 from runtime.serving.storage.files import disk_errors, prepare_json, read_json, replace, write_json
@@ -29,7 +30,7 @@ from runtime.serving.storage.shelf import Shelf
 from runtime.serving.storage.uploads import Stored, Upload
 from runtime.wire.bundle_plan import chunks, plan_of
 from runtime.wire.descriptors import Message
-from runtime.wire.refused import Refused, exhausted, not_found, precondition
+from runtime.wire.refused import Refused, exhausted, not_found, precondition, unavailable
 
 LOCK, DEVICE, NAMES, MODELS = "lock", "device.json", "names.json", "models.json"
 BUNDLES, INCOMING, TRASH = "bundles", "incoming", "trash"
@@ -52,6 +53,8 @@ class Store:
         self._quota, self._limits = quota_bytes, limits
         self._lock = RLock()  # held by who changes something; what is read is replaced whole
         self._active: dict[str, Upload] = {}
+        self._suspects: set[str] = set()
+        self._closed = False
         self.in_use: Callable[[str], bool] = lambda digest: False
         for folder in (BUNDLES, INCOMING, TRASH):
             (root / folder).mkdir(0o700, exist_ok=True)
@@ -121,8 +124,14 @@ class Store:
         raise not_found(unknown(name_or_digest, names))
 
     def add(self, path: Path, name: str | None = None) -> Stored:
-        """Copy a local bundle in, as an upload would. Raises RuntimeFault, Refused."""
+        """Copy a local bundle in, as an upload would. Raises RuntimeFault, Refused.
+
+        One that is there is read again: its bytes may have changed on the disk.
+        """
         plan = plan_of(path)
+        held = self.whole(plan.digest)
+        if held is not None and not _has_digest(held.path, plan.digest):
+            self.suspect(plan.digest)
         upload = self.begin(plan.header(name or ""))
         try:
             if not upload.complete:
@@ -134,6 +143,20 @@ class Store:
         finally:
             upload.suspend()
 
+    def suspect(self, digest: str) -> None:
+        """Tell that a bundle has other bytes than it came with; the next upload brings it anew.
+
+        Until then what is sound of it can be found.
+        """
+        self._suspects.add(digest)
+
+    def whole(self, digest: str) -> Stored | None:
+        """The bundle of a digest; None where it is not there, or suspected of other bytes."""
+        held = self._shelf.bundles.get(digest)
+        if held is None or digest in self._suspects:
+            return None
+        return _stored(digest, held, self._names)
+
     def remove(self, name_or_digest: str) -> tuple[str, int]:
         """Remove a name, and its bundle with the last; or a bundle with all its names.
 
@@ -141,6 +164,7 @@ class Store:
         forgotten. Raises Refused: NOT_FOUND, FAILED_PRECONDITION for files that are in use.
         """
         with self._lock, disk_errors("removing a bundle"):
+            self._check_open()
             digest = self._names.get(name_or_digest, name_or_digest)
             if digest not in self._shelf:
                 raise not_found(unknown(name_or_digest, self._names))
@@ -150,7 +174,7 @@ class Store:
             if gone == names:
                 if self.in_use(digest):
                     raise precondition(f"the bundle '{name_or_digest}' is in use; unload it first")
-                freed = self._shelf.bury(digest)  # first: a full disk takes the names after this
+                freed = self._bury(digest)  # first: a full disk takes the names after this
             self._names = {n: d for n, d in self._names.items() if n not in gone}
             write_json(self.root / NAMES, {"names": self._names})
             kept = {m: s for m, s in self._models.items() if m.split("/")[0] not in gone}
@@ -164,12 +188,14 @@ class Store:
     def remember(self, model: str, settings: Mapping[str, int]) -> None:
         """Keep that a model (NAME or NAME/TARGET) is loaded, with threads and instances."""
         with self._lock, disk_errors("remembering a model"):
+            self._check_open()
             kept = {key: int(settings[key]) for key in MODEL_SETTINGS if key in settings}
             self._remember(self._models | {model: kept})
 
     def forget(self, model: str) -> None:
         """No longer remember a model."""
         with self._lock, disk_errors("forgetting a model"):
+            self._check_open()
             self._remember({m: s for m, s in self._models.items() if m != model})
 
     def used(self) -> int:
@@ -184,12 +210,14 @@ class Store:
         """Start or go on with the upload of an UploadHeader.
 
         Raises Refused: INVALID_ARGUMENT for a header that can never be right, RESOURCE_EXHAUSTED
-        beyond a limit, the quota or the disk, ABORTED while another upload brings the same bundle.
+        beyond a limit, the quota or the disk, ABORTED while another upload brings the same bundle,
+        UNAVAILABLE after close().
         """
         checked = header_of(header, self._limits)
         digest = checked.digest
         with self._lock:
-            if digest in self._shelf.bundles:
+            self._check_open()
+            if self.whole(digest) is not None:
                 return Upload(checked, None, {}, self._commit, lambda upload, keep: None)
             if digest in self._active:
                 raise Refused(
@@ -197,19 +225,28 @@ class Store:
                     f"another upload brings the bundle {digest[:12]} at this moment; try again "
                     "when it is over",
                 )
-            if digest in self._shelf.damaged:
+            if digest in self._shelf and not self.in_use(digest):  # else it stays until the commit
                 with disk_errors("removing a damaged bundle"):
-                    self._shelf.bury(digest)
+                    self._bury(digest)
             self._make_room(checked)
             held = self._incoming.begin(checked, self._shelf.bytes(), self._quota)
             files = self._incoming.files_of(digest)
-            upload = Upload(checked, files, held, self._commit, self._release)
+            try:
+                with disk_errors("the beginning of an upload"):
+                    upload = Upload(checked, files, held, self._commit, self._release)
+            except Refused:
+                self._incoming.leave(digest)
+                raise
             self._active[digest] = upload
             return upload
 
     def close(self) -> None:
-        """End the uploads, keeping what came, and let the next agent have the store."""
+        """End the uploads, keeping what came, and let the next agent have the store.
+
+        A thread that still wants to change something is refused from here on.
+        """
         with self._lock:
+            self._closed = True
             active = list(self._active.values())
         for upload in active:
             upload.suspend()
@@ -233,7 +270,15 @@ class Store:
             if lacks(header, self._shelf.bytes(), quota) is None:
                 return
             with disk_errors("removing a bundle without a name"):
-                self._shelf.bury(digest)
+                self._bury(digest)
+
+    def _bury(self, digest: str) -> int:
+        self._suspects.discard(digest)
+        return self._shelf.bury(digest)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise unavailable("the agent is ending")
 
     def _commit(self, header: Header, bundle: Bundle | None) -> Stored:
         """Make a checked bundle visible under its name, or give one that is visible the name.
@@ -241,11 +286,14 @@ class Store:
         Whether the names fit on the disk is known before the bundle moves.
         """
         with self._lock, disk_errors("the end of the upload"):
+            self._check_open()
             known = bundle or self.find(header.digest).bundle  # it may be gone since the begin
             name = header.name or default_name(known.manifest.model.ref)
             names = self._names | {name: header.digest}
             new = prepare_json(self.root / NAMES, {"names": names})
             if bundle is not None:
+                if header.digest in self._shelf:  # with other bytes
+                    self._bury(header.digest)
                 self._shelf.put(header.digest, bundle, header.size)
             replace(new, self.root / NAMES)
             self._names = names
@@ -255,7 +303,7 @@ class Store:
         digest = upload.header.digest
         with self._lock:
             self._active.pop(digest, None)
-            if keep and digest not in self._shelf:
+            if keep and (digest not in self._shelf or digest in self._suspects):
                 self._incoming.leave(digest)
             else:
                 self._incoming.drop(digest)
@@ -298,6 +346,13 @@ def _ours(name: str) -> bool:
 def _stored(digest: str, held: tuple[Bundle, int], names: Mapping[str, str]) -> Stored:
     bundle, size = held
     return Stored(digest, _names_of(digest, names), bundle.path, size, bundle)
+
+
+def _has_digest(path: Path, digest: str) -> bool:
+    try:
+        return sha256_tree(path) == digest
+    except (RuntimeFault, OSError):
+        return False
 
 
 def _names_of(digest: str, names: Mapping[str, str]) -> list[str]:
