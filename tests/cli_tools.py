@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,6 +159,15 @@ def hide(folder: Path, *packages: str) -> dict[str, str]:
         "PathFinder.find_spec = classmethod(find_spec)\n"
     )
     return {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
+
+
+def screen_of(terminal: int) -> str:
+    """All that a closed pseudo-terminal was told; it comes in pieces, a little later."""
+    seen = bytearray()
+    with suppress(OSError):  # EIO is the end on Linux
+        while piece := os.read(terminal, 65536):
+            seen += piece
+    return seen.decode(errors="replace")
 
 
 def temporary_folders(parent: Path) -> list[str]:

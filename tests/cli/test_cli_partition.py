@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from cli_tools import Answer, edgevit, finish, start
+from cli_tools import Answer, edgevit, finish, screen_of, start
 from plan_tools import REF, TWO, write_model
 
 from edgevit.cli.partition import drawn
@@ -124,8 +124,9 @@ def test_a_bar_for_each_step_on_a_terminal(monkeypatch):
     ours, theirs = os.openpty()
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
-    with os.fdopen(theirs, "w") as terminal, os.fdopen(ours, "rb", buffering=0) as screen:
-        with monkeypatch.context() as patch:  # in the test itself: pytest's capture patches too
+    with os.fdopen(ours, "rb", buffering=0):
+        # In the test itself: pytest's capture patches too.
+        with os.fdopen(theirs, "w") as terminal, monkeypatch.context() as patch:
             patch.setattr(sys, "stderr", terminal)
             with pytest.raises(ValueError, match="cut"), drawn(Path("PLAN")) as progress:
                 progress(Event("sub0-prune", State.REUSED, 1.0))
@@ -133,9 +134,7 @@ def test_a_bar_for_each_step_on_a_terminal(monkeypatch):
                 progress(Event("sub0-train", State.DONE, 1.0))
                 progress(Event("sub0-convert", State.RUNNING, 0.5, "lower tflite"))
                 raise ValueError("cut")
-            terminal.flush()
-        os.set_blocking(ours, False)
-        seen = (screen.read(100_000) or b"").decode()
+        seen = screen_of(ours)
     for words_ in ("sub0-prune (done before)", "sub0-train", "sub0-convert: lower tflite"):
         assert words_ in seen
     assert "What is done is kept in PLAN.partial: the same command goes on from there." in seen

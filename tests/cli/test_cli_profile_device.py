@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from agent_tools import Agent, eventually, running_agent
-from cli_tools import finish, start
+from cli_tools import finish, screen_of, start
 
 from edgevit.cli.profile_progress import watching
 from edgevit.cli.report import report_files, write_report
@@ -190,22 +190,12 @@ def test_a_bar_for_each_device(monkeypatch):
     ours, theirs = os.openpty()
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
-    with os.fdopen(theirs, "w") as terminal, os.fdopen(ours, "rb", buffering=0) as screen:
-        with monkeypatch.context() as patch:
+    with os.fdopen(ours, "rb", buffering=0):
+        with os.fdopen(theirs, "w") as terminal, monkeypatch.context() as patch:
             patch.setattr(sys, "stderr", terminal)
             with watching() as tell, ThreadPoolExecutor(2) as pool:
                 list(pool.map(lambda name: tell(name, "push [/1] of 9 MB", 0.5), ["pi", "jetson"]))
-            terminal.flush()
-        os.set_blocking(ours, False)
-        read = bytearray()
-
-        def over() -> bool:
-            """What was written comes through a terminal in pieces, a little later."""
-            read.extend(screen.read(100_000) or b"")
-            return b"50%" in read
-
-        eventually(over)
-        seen = read.decode(errors="replace")
+        seen = screen_of(ours)
     assert "pi: push [/1] of 9 MB" in seen and "jetson: push [/1] of 9 MB" in seen
     assert "50%" in seen
 

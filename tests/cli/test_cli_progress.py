@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+from cli_tools import screen_of
+
 from converters.progress import Event, Stage
 from edgevit.cli.convert_progress import drawn
 
@@ -23,15 +25,14 @@ def test_a_line_per_stage_on_a_terminal(monkeypatch, capsys):
     ours, theirs = os.openpty()
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "80")
-    with os.fdopen(theirs, "w") as terminal, os.fdopen(ours, "rb", buffering=0) as screen:
-        with monkeypatch.context() as patch:  # in the test itself: pytest's capture patches too
+    with os.fdopen(ours, "rb", buffering=0):
+        # In the test itself: pytest's capture patches too.
+        with os.fdopen(theirs, "w") as terminal, monkeypatch.context() as patch:
             patch.setattr(sys, "stderr", terminal)
             with drawn() as progress:
                 for event in EVENTS:
                     progress(event)
-            terminal.flush()
-        os.set_blocking(ours, False)
-        seen = (screen.read(100_000) or b"").decode()
+        seen = screen_of(ours)
     for line in ("load the model", "convert onnx", "verify onnx (not executed)"):
         assert line in seen
     assert "convert coreml: failed" in seen and "such" not in seen
