@@ -28,13 +28,12 @@ from partition.serving.service import CoordinatorService
 from partition.serving.turns import Turns
 from runtime.client.channel import Access
 from runtime.errors import RuntimeFault
-from runtime.serving.addresses import Address, parse_address
-from runtime.serving.ending import Grace, ending, first_of
+from runtime.serving.addresses import Address
+from runtime.serving.ending import Grace, first_of
+from runtime.serving.front import FrontConfig, drain, guarded, run_until_a_signal
 from runtime.serving.grpc_server import bind, make_server
 from runtime.serving.limits import Limits
-from runtime.serving.logs import LEVELS, log_to_stderr
 from runtime.serving.metrics_server import MetricsServer
-from runtime.serving.security import Security, check_reach, read_security
 from runtime.serving.services.health import Health
 from runtime.serving.services.reflection import Reflection
 from runtime.wire.descriptors import HEALTH, INFERENCE, REFLECTION, REFLECTION_ALPHA
@@ -47,29 +46,18 @@ FIRST_LOOK_S = 5.0  # for the devices to be reached before the coordinator says 
 
 
 @dataclass(frozen=True)
-class CoordinatorConfig:
+class CoordinatorConfig(FrontConfig):
     """What a coordinator can be told. devices says where agents listen, by their names in the plan,
     and takes the place of what its cluster.yaml says.
 
     worker_timeout_s is how long a worker may take before its sub-model is left out; a request's own
-    deadline makes it shorter. message_bytes are bytes, grace_s seconds.
+    deadline makes it shorter.
     """
 
     plan: Path
-    listen: str = "127.0.0.1:8001"
     devices: Mapping[str, Access] = field(default_factory=dict)
     name: str | None = None
     worker_timeout_s: float = 5.0
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    tls_client_ca: Path | None = None
-    token_file: Path | None = None
-    insecure: bool = False
-    metrics: str | None = None
-    message_bytes: int = Limits.message_bytes
-    concurrent_calls: int = Limits.concurrent_calls
-    grace_s: float = 10.0
-    log_level: str = "info"
 
 
 @dataclass(frozen=True)
@@ -106,25 +94,13 @@ def run(config: CoordinatorConfig, ready: Ready | None = None) -> int:
     A second signal ends the process at once. Raises RuntimeFault, CheckFailed or PartitionError
     where the coordinator cannot start.
     """
-    if config.log_level not in LEVELS:
+    if not 0 < config.worker_timeout_s < math.inf:
         raise RuntimeFault(
-            f"expected a --log-level of {', '.join(LEVELS)}, got '{config.log_level[:40]}'"
+            f"expected a --worker-timeout above 0 seconds, got {config.worker_timeout_s}"
         )
-    if not 0 <= config.grace_s < math.inf or not 0 < config.worker_timeout_s < math.inf:
-        raise RuntimeFault(
-            f"expected a --grace of 0 seconds or more and a --worker-timeout above 0, got "
-            f"{config.grace_s} and {config.worker_timeout_s}"
-        )
-    log_to_stderr(config.log_level)
     keep_freed_memory()
-    asyncio.run(_until_a_signal(config, ready))
+    run_until_a_signal(config, lambda stop: serve(config, ready, stop))
     return 0
-
-
-async def _until_a_signal(config: CoordinatorConfig, ready: Ready | None) -> None:
-    with ending(config.grace_s) as stop:
-        await serve(config, ready, stop)
-    log.info("ended")
 
 
 async def serve(
@@ -136,9 +112,7 @@ async def serve(
     address or a TLS file is not right.
     """
     stop = stop or asyncio.Event()
-    address = parse_address(config.listen)
-    metrics_address = parse_address(config.metrics) if config.metrics is not None else None
-    security = _security(config, address, metrics_address)
+    address, metrics_address, security = guarded(config)
     ensemble = ensemble_of(read_plan(config.plan), config.devices, config.name)
     limits = Limits(message_bytes=config.message_bytes, concurrent_calls=config.concurrent_calls)
     grace = Grace(config.grace_s)
@@ -181,7 +155,7 @@ async def serve(
             stack.callback(metrics_server.close)
             metrics_address = metrics_server.address
         await server.start()
-        stack.push_async_callback(lambda: _drain(server, health, grace))
+        stack.push_async_callback(lambda: drain(server, health, grace))
         log.info("listening", extra={"address": str(address), "plan": ensemble.digest})
         await _first_look(devices.values(), stop)
         if ready is not None and not stop.is_set():
@@ -201,17 +175,6 @@ async def _first_look(devices: Iterable[DeviceLink], stop: asyncio.Event) -> Non
             await first_of(asyncio.create_task(all_tried()), stop)
 
 
-def _security(config: CoordinatorConfig, address: Address, metrics: Address | None) -> Security:
-    """Every secret read and every address allowed."""
-    security = read_security(
-        config.tls_cert, config.tls_key, config.tls_client_ca, config.token_file
-    )
-    for each, flag in ((address, "--listen"), (metrics, "--metrics")):
-        if each is not None:
-            check_reach(each, security, config.insecure, flag)
-    return security
-
-
 def _metrics(ensemble: Ensemble) -> CoordinatorMetrics:
     return CoordinatorMetrics(ensemble.name, ensemble.digest)
 
@@ -221,9 +184,3 @@ def _tell_health(health: Health, ensemble: Ensemble, fan_out: FanOut) -> None:
     serving = fan_out.any_usable()
     for name in ("", INFERENCE, ensemble.name):
         health.set(name, serving)
-
-
-async def _drain(server: Any, health: Health, grace: Grace) -> None:
-    """No new calls; those that run may end within the grace period."""
-    health.drain()
-    await server.stop(grace.left())

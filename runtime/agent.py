@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import os
 import socket
 from collections.abc import Callable
@@ -16,16 +15,16 @@ from typing import Any
 from runtime.bundle import read_bundle
 from runtime.errors import RuntimeFault
 from runtime.manifest import MANIFEST_NAME
-from runtime.serving.addresses import Address, parse_address
-from runtime.serving.ending import Grace, ending, first_of
+from runtime.serving.addresses import Address
+from runtime.serving.ending import Grace, first_of
+from runtime.serving.front import FrontConfig, drain, guarded, run_until_a_signal
 from runtime.serving.grpc_server import bind, make_server
 from runtime.serving.heap import one_arena
 from runtime.serving.limits import Limits
-from runtime.serving.logs import LEVELS, log_to_stderr
 from runtime.serving.model import ModelSettings
 from runtime.serving.models import Models
 from runtime.serving.observer import NOBODY, Observer
-from runtime.serving.security import Security, check_reach, read_security
+from runtime.serving.security import Security
 from runtime.serving.services.device import DeviceService
 from runtime.serving.services.health import Health
 from runtime.serving.services.inference import InferenceService
@@ -46,32 +45,20 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class AgentConfig:
+class AgentConfig(FrontConfig):
     """What `edgevit agent` can be told; the defaults are its own.
 
-    load names bundle folders, or NAME or NAME/TARGET of the store. quota and message_bytes are
-    bytes, grace_s seconds.
+    load names bundle folders, or NAME or NAME/TARGET of the store. quota is bytes.
     """
 
     store: Path
-    listen: str = "127.0.0.1:8001"
     load: tuple[str, ...] = ()
     name: str | None = None
     threads: int = 1
     instances: int = 1
     queue: int = 64
     isolate: bool = True
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    tls_client_ca: Path | None = None
-    token_file: Path | None = None
-    insecure: bool = False
-    metrics: str | None = None
     quota: int | None = None
-    message_bytes: int = Limits.message_bytes
-    concurrent_calls: int = Limits.concurrent_calls
-    grace_s: float = 10.0
-    log_level: str = "info"
 
 
 @dataclass(frozen=True)
@@ -106,25 +93,11 @@ Ready = Callable[[Running], None]
 def run(config: AgentConfig, ready: Ready | None = None) -> int:
     """Serve until SIGTERM, SIGINT or SIGHUP, then drain; the exit code. Logs go to stderr.
 
-    A second signal ends the process at once, and so does the end of the grace period; therefore
-    nothing but this belongs into the process. Raises RuntimeFault where the agent cannot start.
+    Nothing but this belongs into the process. Raises RuntimeFault where the agent cannot start.
     """
-    if config.log_level not in LEVELS:
-        raise RuntimeFault(
-            f"expected a --log-level of {', '.join(LEVELS)}, got '{config.log_level[:40]}'"
-        )
-    if not math.isfinite(config.grace_s) or config.grace_s < 0:
-        raise RuntimeFault(f"expected a --grace of 0 seconds or more, got {config.grace_s}")
     one_arena()
-    log_to_stderr(config.log_level)
-    asyncio.run(_until_a_signal(config, ready))
+    run_until_a_signal(config, lambda stop: serve(config, ready, stop))
     return 0
-
-
-async def _until_a_signal(config: AgentConfig, ready: Ready | None) -> None:
-    with ending(config.grace_s) as stop:
-        await serve(config, ready, stop)
-    log.info("ended")
 
 
 async def serve(
@@ -135,8 +108,7 @@ async def serve(
     Raises RuntimeFault where the configuration, the store or a model of `load` is not right.
     """
     stop = stop or asyncio.Event()
-    address, metrics_address = _addresses(config)
-    security = _security(config, address, metrics_address)
+    address, metrics_address, security = guarded(config)
     limits = Limits(
         message_bytes=config.message_bytes,
         concurrent_calls=config.concurrent_calls,
@@ -176,7 +148,7 @@ async def serve(
             metrics_address = _serve_metrics(metrics, metrics_address, security, models, stack)
         _tell_health(health, models)
         await server.start()
-        stack.push_async_callback(lambda: _drain(server, health, grace))
+        stack.push_async_callback(lambda: drain(server, health, grace))
         log.info("listening", extra={"address": str(address), "tls": security.tls})
         loading = asyncio.create_task(_load(wanted, store, models, config))
         await first_of(loading, stop)
@@ -188,24 +160,6 @@ async def serve(
             if ready is not None:
                 ready(Running(address, metrics_address, name, store, models))
             await stop.wait()
-
-
-def _addresses(config: AgentConfig) -> tuple[Address, Address | None]:
-    metrics = parse_address(config.metrics) if config.metrics is not None else None
-    return parse_address(config.listen), metrics
-
-
-def _security(config: AgentConfig, address: Address, metrics: Address | None) -> Security:
-    """Every secret read and every address allowed."""
-    security = read_security(
-        config.tls_cert, config.tls_key, config.tls_client_ca, config.token_file
-    )
-    for each, flag in ((address, "--listen"), (metrics, "--metrics")):
-        if each is not None:
-            check_reach(each, security, config.insecure, flag)
-            if not each.loopback and security.token is not None and not security.tls:
-                log.warning("the token travels unencrypted; give --tls-cert and --tls-key")
-    return security
 
 
 def _metrics(name: str, store: Store) -> Any:
@@ -265,9 +219,3 @@ def _tell_health(health: Health, models: Models) -> None:
 
 def _unseen(status: str) -> None:
     """How an upload ended, where nobody counts."""
-
-
-async def _drain(server: Any, health: Health, grace: Grace) -> None:
-    """No new calls; those that run may end within the grace period."""
-    health.drain()
-    await server.stop(grace.left())

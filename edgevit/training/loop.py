@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -26,6 +25,7 @@ from edgevit.training.result import Best, TrainResult
 from edgevit.training.schedule import learning_rate
 from edgevit.training.signals import Asked, noted
 from edgevit.training.state import Journal, identity, load_state, save_state
+from edgevit.training.threads import torch_threads
 
 SAVE_EVERY_S = 600.0
 
@@ -57,7 +57,7 @@ def train(
     check_goal(out, options.resume)
     steps = steps_of(len(data_train), len(data_test), options.batch, parallel.world)
     check_model(module, data_test, options.preprocess)
-    with torch.random.fork_rng(devices=[]), _threads(options.threads), noted() as asked:
+    with torch.random.fork_rng(devices=[]), torch_threads(options.threads), noted() as asked:
         run = _Run(module, data_train, data_test, options, out, progress, parallel, steps, asked)
         return run.to_the_end()
 
@@ -270,14 +270,3 @@ class _Run:
             "there",
             self.asked.number or 2,
         )
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    try:
-        if count is not None:
-            torch.set_num_threads(count)
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from edgevit.training import Preprocess, Scores
 from edgevit.training.loader import Examples
+from edgevit.training.threads import torch_threads
 from partition.cutting.submodel import Submodel
 from partition.learning.fusion import Fusion, without
-from partition.learning.threads import torch_threads
 from partition.learning.train_fusion import Answers, held_out_answers
 
 Lost = tuple[int, ...]

@@ -22,6 +22,7 @@ from edgevit.training.mixup import Label, mixed, targets_of
 from edgevit.training.optimizer import build_optimizer
 from edgevit.training.schedule import learning_rate
 from edgevit.training.state import STATE, Journal, identity, load_state, save_state
+from edgevit.training.threads import torch_threads
 from partition.cutting.geometry import plain_vit
 from partition.cutting.submodel import Submodel
 from partition.errors import PartitionError
@@ -33,7 +34,6 @@ from partition.learning.distill import (
     own_logits,
     own_targets,
 )
-from partition.learning.threads import torch_threads
 
 CLIP = 1.0
 

@@ -25,11 +25,11 @@ from edgevit.training.loader import (
 from edgevit.training.mixup import mixed, targets_of
 from edgevit.training.optimizer import build_optimizer
 from edgevit.training.schedule import learning_rate
+from edgevit.training.threads import torch_threads
 from partition.cutting.submodel import Submodel
 from partition.errors import PartitionError
 from partition.learning.distill import Views, divergence
 from partition.learning.fusion import Fusion, drop_blocks
-from partition.learning.threads import torch_threads
 
 CLIP = 1.0
 

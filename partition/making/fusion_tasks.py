@@ -68,9 +68,9 @@ def measure_accuracy(
     """
     import torch
 
+    from edgevit.training.threads import torch_threads
     from partition.learning.evaluate import fused_scores, scores
     from partition.learning.fusion import Fusion
-    from partition.learning.threads import torch_threads
     from partition.learning.train_fusion import held_out_answers
 
     original = load_original(inputs["original"])

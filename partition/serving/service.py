@@ -19,10 +19,9 @@ from partition.serving.worker_link import WorkerLink
 from runtime.environment import edgevit_version
 from runtime.serving.services.inference import check_parameters
 from runtime.sessions.base import Array
-from runtime.tensor_spec import TensorSpec
 from runtime.wire.descriptors import Message, message
 from runtime.wire.refused import Refused, invalid, not_found
-from runtime.wire.tensors import datatype_of, decode, put_output, requested
+from runtime.wire.tensors import decode, metadata_of, put_output, requested
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -79,8 +78,8 @@ class CoordinatorService:
             name=ensemble.name,
             versions=[ensemble.version],
             platform=PLATFORM,
-            inputs=[_tensor(ensemble.input)],
-            outputs=[_tensor(ensemble.output)],
+            inputs=[metadata_of(ensemble.input)],
+            outputs=[metadata_of(ensemble.output)],
             properties=ensemble.properties,
         )
 
@@ -189,15 +188,10 @@ def _stages(turn: Turn) -> dict[str, int]:
     }
 
 
-def _tensor(spec: TensorSpec) -> Message:
-    return _TENSOR(name=spec.name, datatype=datatype_of(spec.dtype), shape=spec.shape)
-
-
 _LIVE = message("inference.ServerLiveResponse")
 _SERVER_READY = message("inference.ServerReadyResponse")
 _MODEL_READY = message("inference.ModelReadyResponse")
 _SERVER_METADATA = message("inference.ServerMetadataResponse")
 _MODEL_METADATA = message("inference.ModelMetadataResponse")
-_TENSOR = message("inference.ModelMetadataResponse.TensorMetadata")
 _INFER = message("inference.ModelInferResponse")
 _INDEX = message("inference.RepositoryIndexResponse")

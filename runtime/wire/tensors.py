@@ -14,7 +14,7 @@ import numpy as np
 
 from runtime.sessions.base import Array
 from runtime.tensor_spec import ANY, TensorSpec
-from runtime.wire.descriptors import Message
+from runtime.wire.descriptors import Message, message
 from runtime.wire.refused import Refused, invalid
 
 DATATYPES = {
@@ -98,6 +98,13 @@ def requested(request: Message, specs: Sequence[TensorSpec]) -> list[int]:
     if len(set(names)) != len(names):
         raise invalid(f"an output is asked for twice: {names[:8]}")
     return [known.index(name) for name in names] or list(range(len(specs)))
+
+
+def metadata_of(spec: TensorSpec) -> Message:
+    """An input or output as ModelMetadata tells of it."""
+    return message("inference.ModelMetadataResponse.TensorMetadata")(
+        name=spec.name, datatype=datatype_of(spec.dtype), shape=spec.shape
+    )
 
 
 def put_input(request: Message, name: str, x: Array) -> None:

@@ -16,10 +16,9 @@ from runtime.environment import edgevit_version
 from runtime.serving.model import READY, Answer, ServedModel
 from runtime.serving.models import Models
 from runtime.serving.observer import Observer
-from runtime.tensor_spec import TensorSpec
 from runtime.wire.descriptors import Message, message
 from runtime.wire.refused import Refused, invalid
-from runtime.wire.tensors import datatype_of, decode, put_output, requested
+from runtime.wire.tensors import decode, metadata_of, put_output, requested
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -77,8 +76,8 @@ class InferenceService:
             name=model.name,
             versions=[model.version],
             platform=model.platform,
-            inputs=[_tensor(spec) for spec in model.inputs],
-            outputs=[_tensor(spec) for spec in model.outputs],
+            inputs=[metadata_of(spec) for spec in model.inputs],
+            outputs=[metadata_of(spec) for spec in model.outputs],
             properties=model.properties,
         )
 
@@ -190,16 +189,11 @@ def _load_parameter(name: str, value: Message) -> int:
     return number
 
 
-def _tensor(spec: TensorSpec) -> Message:
-    return _TENSOR(name=spec.name, datatype=datatype_of(spec.dtype), shape=spec.shape)
-
-
 _LIVE = message("inference.ServerLiveResponse")
 _SERVER_READY = message("inference.ServerReadyResponse")
 _MODEL_READY = message("inference.ModelReadyResponse")
 _SERVER_METADATA = message("inference.ServerMetadataResponse")
 _MODEL_METADATA = message("inference.ModelMetadataResponse")
-_TENSOR = message("inference.ModelMetadataResponse.TensorMetadata")
 _INFER = message("inference.ModelInferResponse")
 _INDEX = message("inference.RepositoryIndexResponse")
 _LOADED = message("inference.RepositoryModelLoadResponse")
