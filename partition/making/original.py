@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,21 +34,7 @@ class About(Record):
     size: int
     notes: list[str]
     preprocessing: Preprocessing
-    depth: int
-    heads: int
-    head_dim: int
-    embed_dim: int
-    mlp_dim: int
-    tokens: int
-    classes: int
-
-    @property
-    def geometry(self) -> Geometry:
-        """The widths of the model."""
-        return Geometry(
-            self.depth, self.heads, self.head_dim, self.embed_dim, self.mlp_dim, self.tokens,
-            self.classes,
-        )  # fmt: skip
+    geometry: Geometry
 
 
 @dataclass(frozen=True)
@@ -100,7 +86,7 @@ def save_original(source: Source, folder: Path) -> None:
         size=plain_vit(source.module).input_size,
         notes=list(source.notes),
         preprocessing=source.preprocessing,
-        **asdict(geometry_of(source.module)),
+        geometry=geometry_of(source.module),
     )
     write_tensors(folder / WEIGHTS, source.module.state_dict())
     write_json(folder / ABOUT, about.model_dump(mode="json"))
@@ -117,9 +103,10 @@ def load_original(folder: Path) -> Original:
     from edgevit.training.files import read_tensors
 
     about = read_about(folder)
+    wide = about.geometry
     model = VisionTransformer(
-        about.embed_dim, about.depth, about.heads, about.classes, about.size,
-        head_dim=about.head_dim, mlp_dim=about.mlp_dim,
+        wide.embed_dim, wide.depth, wide.heads, wide.classes, about.size,
+        head_dim=wide.head_dim, mlp_dim=wide.mlp_dim,
     )  # fmt: skip
     model.load_state_dict(read_tensors(folder / WEIGHTS)[0])
     return Original(model.eval(), about)

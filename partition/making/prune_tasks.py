@@ -67,7 +67,7 @@ def measure_classes(
     """Importance of channels and heads for each class alone, a row each, to split classes by."""
     original = load_original(inputs["original"])
     train, _ = data_for(settings, original)
-    count = original.about.classes
+    count = original.about.geometry.classes
     rows = []
     for label in range(count):
 
