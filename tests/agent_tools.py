@@ -222,6 +222,20 @@ def input_name(channel: Any, model: str) -> str:
     return str(spec.name)
 
 
+def engines_of(pid: int) -> list[psutil.Process]:
+    """The engine processes of an agent, those alone that have come as far as their own program.
+
+    Between fork and exec a child still bears its parent's command line, and the parent waits for
+    it: who suspends it there suspends the agent.
+    """
+    found = []
+    for child in psutil.Process(pid).children():
+        with suppress(psutil.NoSuchProcess):
+            if any("runtime.serving.engines.worker" in word for word in child.cmdline()):
+                found.append(child)
+    return found
+
+
 def eventually(check: Callable[[], object], timeout_s: float = 20.0) -> None:
     """Wait until `check` gives something true; the last thing it gave is in the error."""
     end = time.monotonic() + timeout_s

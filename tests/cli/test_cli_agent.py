@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from agent_tools import Agent, ask, channel_to, running_agent
+from agent_tools import Agent, ask, channel_to, engines_of, eventually, running_agent
 from cli_tools import edgevit, hide, start
 
 from edgevit.cli.agent import bytes_of, default_store
@@ -199,7 +199,7 @@ def test_ctrl_c_in_a_terminal_reaches_all_and_ends_in_peace(tmp_path, bundle):
     process = start(*HERE, "--load", bundle, cwd=tmp_path, start_new_session=True)
     try:
         assert process.stdout.readline().startswith("listening on ")
-        engines = psutil.Process(process.pid).children()
+        engines = engines_of(process.pid)
         assert engines
         os.killpg(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=LIMIT_S)
@@ -217,10 +217,8 @@ def test_ctrl_c_in_a_terminal_reaches_all_and_ends_in_peace(tmp_path, bundle):
 def test_sigterm_while_a_model_loads(tmp_path, bundle):
     process = start(*HERE, "--load", bundle, "--grace", "5", cwd=tmp_path)
     try:
-        agent, deadline = psutil.Process(process.pid), time.monotonic() + LIMIT_S
-        while not (engines := agent.children()):
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        eventually(lambda: engines_of(process.pid), LIMIT_S)
+        engines = engines_of(process.pid)
         for engine in engines:
             engine.suspend()
         process.terminate()

@@ -22,6 +22,7 @@ from agent_tools import (
     Agent,
     ask,
     channel_to,
+    engines_of,
     eventually,
     infer_request,
     refusal,
@@ -88,10 +89,9 @@ def test_live_at_once_and_ready_with_its_models(tmp_path: Path, tiny_bundle: Pat
         )  # fmt: skip
         stopped: list[psutil.Process] = []
         try:
-            parent = psutil.Process(process.pid)
 
             def stopped_engine() -> bool:
-                stopped[:] = parent.children()
+                stopped[:] = engines_of(process.pid)
                 for child in stopped:
                     child.suspend()
                 return bool(stopped)
