@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-import yaml
-
 from partition.errors import PartitionError
 from partition.plan import Answer
+from runtime.errors import RuntimeFault
+from runtime.yaml_file import read_yaml
 
 METHODS = ("balanced", "contiguous", "importance")
 EXPLICIT = "explicit"
@@ -57,9 +57,9 @@ def explicit_classes(path: Path, names: Sequence[str]) -> list[list[int]]:
             f"class names for each sub-model.{hint}"
         )
     try:
-        groups = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise PartitionError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+        groups = read_yaml(path)
+    except RuntimeFault as error:
+        raise PartitionError(str(error)) from error
     if not isinstance(groups, list) or not groups or not all(isinstance(g, list) for g in groups):
         raise PartitionError(
             f"{path}: expected a list with a list of class names for each sub-model, as in "

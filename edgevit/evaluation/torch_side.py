@@ -9,13 +9,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from converters.refs.grammar import Kind, is_hub_ref, kind_of, needs_weights
 from edgevit.evaluation.errors import EvaluationError
 from edgevit.evaluation.options import EvalOptions
 from runtime.bundle import Bundle
+from runtime.errors import RuntimeFault
 from runtime.manifest import CONFIG_NAME
+from runtime.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from converters.source import Source
@@ -90,8 +90,8 @@ def _weights_of(bundle: Bundle) -> str | None:
     if is_hub_ref(bundle.manifest.model.weights):
         return bundle.manifest.model.weights
     try:
-        config = yaml.safe_load((bundle.path / CONFIG_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        config = read_yaml(bundle.path / CONFIG_NAME)
+    except RuntimeFault:
         return None
     named = config.get("weights") if isinstance(config, dict) else None
     return named if isinstance(named, str) and Path(named).is_file() else None

@@ -18,18 +18,23 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
-import yaml
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from runtime.bundle import first_problem
 from runtime.client.channel import Access, read_token
 from runtime.errors import RuntimeFault
 from runtime.manifest import Record
+from runtime.yaml_file import read_yaml
 
 NAME = "devices.yaml"
 VARIABLE = "EDGEVIT_DEVICES"
 LOCAL = "local"
 """This machine, without an agent; no device may be called so."""
+
+
+def beside(folder: Path, file: Path | None) -> Path | None:
+    """A path that is written in a file of `folder`; ~ is the home."""
+    return None if file is None else folder / file.expanduser()
 
 
 class TlsFiles(Record):
@@ -39,6 +44,11 @@ class TlsFiles(Record):
     cert: Path | None = None
     key: Path | None = None
     server_name: str | None = None
+
+    def beside(self, folder: Path) -> TlsFiles:
+        """The same with whole paths, where they were relative to `folder`."""
+        files = {name: beside(folder, getattr(self, name)) for name in ("ca", "cert", "key")}
+        return self.model_copy(update=files)
 
 
 class DeviceEntry(Record):
@@ -129,14 +139,7 @@ def devices_file(given: Path | None = None) -> Path | None:
 
 def read_devices(path: Path) -> list[KnownDevice]:
     """The devices of a file. Raises RuntimeFault naming the file and the field that is wrong."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RuntimeFault(
-            f"cannot read {path}: {getattr(error, 'strerror', '') or error}"
-        ) from error
-    except yaml.YAMLError as error:
-        raise RuntimeFault(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    data = read_yaml(path)
     if not isinstance(data, list) or not data:
         raise RuntimeFault(f"{path}: expected a list of devices, each with a name and an address")
     try:
@@ -148,6 +151,25 @@ def read_devices(path: Path) -> list[KnownDevice]:
         if names.count(name) > 1:
             raise RuntimeFault(f"{path}: two devices are called '{name}'")
     return [_known(entry, path) for entry in entries]
+
+
+def known_device(
+    name: str, address: str, tls: TlsFiles | bool, token_file: Path | None, folder: Path
+) -> KnownDevice:
+    """A device as a file describes it; the paths there are relative to `folder`.
+
+    Raises RuntimeFault for files that do not belong together.
+    """
+    files = tls.beside(folder) if isinstance(tls, TlsFiles) else TlsFiles()
+    how = Access(
+        address,
+        tls=tls is not False,
+        tls_ca=files.ca,
+        tls_cert=files.cert,
+        tls_key=files.key,
+        server_name=files.server_name,
+    )
+    return KnownDevice(name, how, beside(folder, token_file))
 
 
 def find_devices(
@@ -188,22 +210,10 @@ def _unknown(name: str, file: Path | None, known: list[str]) -> str:
 
 
 def _known(entry: DeviceEntry, path: Path) -> KnownDevice:
-    def beside(file: Path | None) -> Path | None:
-        return None if file is None else path.parent / file.expanduser()
-
-    tls = entry.tls if isinstance(entry.tls, TlsFiles) else TlsFiles()
     try:
-        access = Access(
-            entry.address,
-            tls=entry.tls is not False,
-            tls_ca=beside(tls.ca),
-            tls_cert=beside(tls.cert),
-            tls_key=beside(tls.key),
-            server_name=tls.server_name,
-        )
+        return known_device(entry.name, entry.address, entry.tls, entry.token_file, path.parent)
     except RuntimeFault as error:
         raise RuntimeFault(f"{path}: {entry.name}: field 'tls': {error}") from error
-    return KnownDevice(entry.name, access, beside(entry.token_file))
 
 
 def _place(data: list[object], error: ValidationError) -> str:
