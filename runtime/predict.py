@@ -70,17 +70,21 @@ class Predictor:
             raise CheckFailed(
                 f"{self.path.name} answers with NaN or infinity: `edgevit verify` tells more"
             )
-        share = softmax(logits)
-        order = np.argsort(-logits, kind="stable")[:count]
-        labels = self.labels
-        return [
-            Guess(int(i), labels[i] if labels else None, float(share[i]), float(logits[i]))
-            for i in order
-        ]
+        return likeliest(logits, self.labels, count)
 
     def close(self) -> None:
         """Free the engine's memory."""
         self.session.close()
+
+
+def likeliest(logits_K: Array, labels: list[str] | None, count: int) -> list[Guess]:
+    """The `count` likeliest classes of finite logits; equal ones in the order of their classes."""
+    share = softmax(logits_K)
+    order = np.argsort(-logits_K, kind="stable")[:count]
+    return [
+        Guess(int(i), labels[i] if labels else None, float(share[i]), float(logits_K[i]))
+        for i in order
+    ]
 
 
 def softmax(logits_K: Array) -> NDArray[np.float64]:

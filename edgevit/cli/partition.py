@@ -148,7 +148,7 @@ def drawn(out: Path) -> Iterator[Progress]:
 
 
 def _next(out: Path) -> list[str]:
-    return ["edgevit", "verify", str(out / "sub0")]
+    return ["edgevit", "cluster", "launch", str(out)]
 
 
 def _show(plan: Plan, out: Path) -> None:

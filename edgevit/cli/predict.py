@@ -10,6 +10,9 @@ import typer
 from edgevit.cli.app import AsJson, Threads, app
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from runtime.manifest import Preprocessing
     from runtime.predict import Guess, Predictor
 
 
@@ -34,7 +37,8 @@ def predict(
     predictor = open_predictor(path, target, threads)
     try:
         found = [
-            (picture, predictor.top(_prepared(picture, predictor), top)) for picture in pictures
+            (picture, predictor.top(prepared(picture, predictor.preprocessing), top))
+            for picture in pictures
         ]
     finally:
         predictor.close()
@@ -44,11 +48,10 @@ def predict(
         _show(predictor, found, path)
 
 
-def _prepared(picture: Path, predictor: Predictor) -> Any:
+def prepared(picture: Path, pre: Preprocessing) -> Any:
     """The picture as the model sees it, (H, W, 3) float32 in [0, 1]."""
     from edgevit.data import prepare, read_picture
 
-    pre = predictor.preprocessing
     return prepare(
         read_picture(picture, upright=True), pre.height, pre.width, pre.crop_pct, pre.interpolation
     )
@@ -76,20 +79,12 @@ def _as_json(predictor: Predictor, found: list[tuple[Path, list[Guess]]]) -> dic
 
 
 def _show(predictor: Predictor, found: list[tuple[Path, list[Guess]]], path: Path) -> None:
-    from rich.table import Table
-
     from edgevit.cli.output import plain, print_next, stdout
 
     console, session = stdout(), predictor.session
     for picture, guesses in found:
         console.print(str(picture), markup=False, soft_wrap=True)
-        table = Table(box=None, pad_edge=False)
-        table.add_column("probability", justify="right")
-        table.add_column("class", overflow="fold")
-        for guess in guesses:
-            name = plain(guess.label) if guess.label is not None else f"class {guess.index}"
-            table.add_row(_percent(guess.probability), name)
-        console.print(table)
+        console.print(table_of(guesses))
         console.print()
     what = " ".join(
         plain(part) for part in (predictor.model, predictor.target, predictor.precision) if part
@@ -108,6 +103,21 @@ def _show(predictor: Predictor, found: list[tuple[Path, list[Guess]]], path: Pat
     if predictor.labels is None:
         console.print("no labels: `edgevit convert --labels FILE` puts names into the bundle")
     print_next(console, "edgevit", "profile", str(path), "-o", "report.html")
+
+
+def table_of(guesses: list[Guess]) -> Table:
+    """The guesses for a person."""
+    from rich.table import Table
+
+    from edgevit.cli.output import plain
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("probability", justify="right")
+    table.add_column("class", overflow="fold")
+    for guess in guesses:
+        name = plain(guess.label) if guess.label is not None else f"class {guess.index}"
+        table.add_row(_percent(guess.probability), name)
+    return table
 
 
 def _percent(share: float) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from edgevit.reports.present import labels, number
-from runtime.run_record import Measurement, RunRecord
+from edgevit.reports.present import labels, number, plural
+from runtime.run_record import LatencyStats, Measurement, RunRecord
 
 PALETTE_SIZE = 8
 """Colours --c0 to --c7 in report.css; further artefacts start again."""
@@ -46,8 +46,13 @@ class Axis:
 def axis_of(measurements: Sequence[Measurement]) -> Axis:
     """From the least sample to a little over the largest p99, so that one hiccup does not squash
     the rest; what lies beyond is counted in words."""
-    low = min(m.latency.min for m in measurements)
-    high = max(max(m.latency.p99, m.latency.p50) for m in measurements)
+    return axis_over([m.latency for m in measurements])
+
+
+def axis_over(latencies: Sequence[LatencyStats]) -> Axis:
+    """The same of statistics, by whatever they were measured."""
+    low = min(latency.min for latency in latencies)
+    high = max(max(latency.p99, latency.p50) for latency in latencies)
     log = low > 0 and high / low > LOG_FROM
     pad = 0.04 * (high - low) or 0.05 * high or 1.0
     if log:
@@ -65,27 +70,34 @@ def row_of(
     m: Measurement, *, record: int, item: int, row: int, name: str, axis: Axis, decimals: int
 ) -> Spec:
     """What the charts need of one measurement besides its raw samples."""
+    samples = [s for block in m.samples_ms for s in block]
+    return {
+        "record": record, "item": item, "row": row, "name": name,
+        **box(samples, m.latency, axis, decimals),
+    }  # fmt: skip
+
+
+def box(
+    values: Sequence[float], latency: LatencyStats, axis: Axis, decimals: int, noun: str = "run"
+) -> Spec:
+    """What is drawn and said of samples in milliseconds, besides the samples; `noun` is one."""
 
     def show(value: float) -> str:
         return number(value, decimals)
 
-    samples = np.array([s for block in m.samples_ms for s in block])
+    samples = np.array(values)
     p05, p25, p75 = (float(q) for q in np.percentile(samples, [5, 25, 75]))
     beyond = samples[samples > axis.high]
-    words = "1 run" if len(beyond) == 1 else f"{len(beyond)} runs"
+    words = plural(len(beyond), noun)
     return {
-        "record": record,
-        "item": item,
-        "row": row,
-        "name": name,
         "p05": p05,
         "p25": p25,
-        "p50": m.latency.p50,
+        "p50": latency.p50,
         "p75": p75,
-        "p90": m.latency.p90,
-        "p95": m.latency.p95,
+        "p90": latency.p90,
+        "p95": latency.p95,
         "beyond": f"{words} beyond, up to {show(beyond.max())} ms ▸" if len(beyond) else "",
-        "numbers": f"p50 {show(m.latency.p50)} · p90 {show(m.latency.p90)} ms",
+        "numbers": f"p50 {show(latency.p50)} · p90 {show(latency.p90)} ms",
     }
 
 
@@ -96,14 +108,14 @@ def colours(records: Sequence[RunRecord]) -> list[list[str]]:
     return [[f"var(--c{place[n] % PALETTE_SIZE})" for n in names] for names in own]
 
 
-def distribution(tints: Tints, axis: Axis, step: int) -> Spec:
-    """Raw samples, box, p50 and p90 of every artefact over one axis in ms."""
+def distribution(tints: Tints, axis: Axis, step: int, what: str = "run") -> Spec:
+    """Raw samples, box, p50 and p90 of every row over one axis in ms; a sample is of one `what`."""
     import altair as alt
 
     def x(field: str) -> Any:
         return alt.X(
             f"{field}:Q",
-            title="latency of one run, ms" + (" (logarithmic)" if axis.log else ""),
+            title=f"latency of one {what}, ms" + (" (logarithmic)" if axis.log else ""),
             scale=_scale(alt, axis),
             axis=alt.Axis(tickCount=6, labelFlush=True),
         )
@@ -150,16 +162,16 @@ def distribution(tints: Tints, axis: Axis, step: int) -> Spec:
         foot_y, x=alt.value("width"), text="beyond:N"
     )
     chart = alt.layer(dots, whisker, middle, p50, p90, labels, numbers, beyond)
-    return _finish(chart, ROW_PX * len(tints))
+    return finish(chart, ROW_PX * len(tints))
 
 
-def timeline(record: int, tints: Tints, axis: Axis, step: int) -> Spec:
+def timeline(record: int, tints: Tints, axis: Axis, step: int, what: str = "runs") -> Spec:
     """Every sample of one record in the order it was taken; a bar is the median of a block."""
     import altair as alt
 
     samples = alt.Chart(alt.NamedData("samples")).transform_filter(f"datum.record == {record}")
     y = alt.Y("ms:Q", title="ms", scale=_scale(alt, axis), axis=alt.Axis(tickCount=5))
-    x_title = "runs in the order they were made"
+    x_title = f"{what} in the order they were made"
     along = alt.Axis(tickCount=8, grid=False)
     tint = _tint(alt, tints)
     dots = (
@@ -193,7 +205,7 @@ def timeline(record: int, tints: Tints, axis: Axis, step: int) -> Spec:
             ],
         )
     )
-    return _finish(alt.layer(dots, bars), 230)
+    return finish(alt.layer(dots, bars), 230)
 
 
 def _scale(alt: Any, axis: Axis) -> Any:
@@ -207,7 +219,8 @@ def _tint(alt: Any, tints: Tints) -> Any:
     return alt.Color("name:N", legend=None, scale=scale)
 
 
-def _finish(chart: Any, height: int) -> Spec:
+def finish(chart: Any, height: int) -> Spec:
+    """A chart of that height, in pixels, in the page's colours and as wide as its place."""
     import altair as alt
 
     with alt.theme.enable("none"):

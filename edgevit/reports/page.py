@@ -267,7 +267,15 @@ def _environment(records: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
 
 
 def _facts(record: RunRecord) -> Iterator[tuple[str, str | None]]:
-    env: Environment = record.environment
+    yield from environment_facts(record.environment)
+    yield "edgevit", record.edgevit_version
+    yield "measured", date(record.created)
+    yield "threads", str(record.threads)
+    yield "runs asked for", str(record.runs)
+
+
+def environment_facts(env: Environment) -> Iterator[tuple[str, str | None]]:
+    """What a machine's system tells, name and value; None is what it does not tell."""
     yield "name", env.name
     yield "device", env.device
     yield "host name", env.hostname
@@ -288,7 +296,3 @@ def _facts(record: RunRecord) -> Iterator[tuple[str, str | None]]:
         None if env.load_average is None else f"{env.load_average:.2f}",
     )
     yield "Python", env.python
-    yield "edgevit", record.edgevit_version
-    yield "measured", date(record.created)
-    yield "threads", str(record.threads)
-    yield "runs asked for", str(record.runs)

@@ -35,10 +35,10 @@ def print_table(
     """Print a table per record, then what was not measured, the warnings, the verdict last."""
     page = build_page(records, absent=absent)
     wide = console.width >= WIDE
-    console.print(_text(page.title, "bold"))
+    console.print(text_of(page.title, "bold"))
     for record in page.records:
         if len(page.records) > 1 or record.rows:
-            console.print(_text(record.subtitle, "dim"))
+            console.print(text_of(record.subtitle, "dim"))
         if record.rows:
             console.print(_table(record.rows, wide))
     verdict = [f for f in page.findings if f.topic == "speed" and f.level != "bad"]
@@ -46,9 +46,9 @@ def print_table(
     quiet = [f for f in rest if f.topic == "absent"]
     for finding in [*quiet, *(f for f in reversed(rest) if f not in quiet)]:
         line = f"{GLYPHS[finding.level]} {finding.text}"
-        console.print(_text(line, STYLES[finding.level]), highlight=False)
+        console.print(text_of(line, STYLES[finding.level]), highlight=False)
     for finding in verdict:
-        console.print(_text(finding.text, "bold"), highlight=False)
+        console.print(text_of(finding.text, "bold"), highlight=False)
 
 
 def _table(rows: Sequence[Row], wide: bool) -> object:
@@ -78,17 +78,17 @@ def _table(rows: Sequence[Row], wide: bool) -> object:
 def _cells(row: Row, wide: bool) -> list[Text]:
     spread = f"({row.spread})" if row.spread and row.spread[0].isdigit() else row.spread
     engine = row.engine.rsplit(" ", 1)[0]
-    verified = _text(f"{row.mark.glyph} {row.mark.text}", MARK_STYLES[row.mark.kind])
-    name = _text(_short(row.name), "bold" if row.winner else "")
-    p50 = _text(row.p50, "bold")
+    verified = text_of(f"{row.mark.glyph} {row.mark.text}", MARK_STYLES[row.mark.kind])
+    name = text_of(_short(row.name), "bold" if row.winner else "")
+    p50 = text_of(row.p50, "bold")
     if wide:
-        middle = [_text(f"{row.ratio} {spread}".strip()), _text(row.load), _text(row.first)]
-        head = [name, _text(engine), _text(row.precision)]
+        middle = [text_of(f"{row.ratio} {spread}".strip()), text_of(row.load), text_of(row.first)]
+        head = [name, text_of(engine), text_of(row.precision)]
     else:
-        middle = [_text(f"{row.ratio}\n{spread}".strip()), _text(f"{row.load}\n{row.first}")]
-        head = [name, _text(f"{engine}\n{row.precision}")]
-    tail = [_text(row.memory), verified, _text(row.delegation)]
-    return [*head, p50, _text(row.p90), *middle, *tail]
+        middle = [text_of(f"{row.ratio}\n{spread}".strip()), text_of(f"{row.load}\n{row.first}")]
+        head = [name, text_of(f"{engine}\n{row.precision}")]
+    tail = [text_of(row.memory), verified, text_of(row.delegation)]
+    return [*head, p50, text_of(row.p90), *middle, *tail]
 
 
 def _short(name: str) -> str:
@@ -98,7 +98,7 @@ def _short(name: str) -> str:
     return f"{name[: half - 1].rstrip()} … {name[-half:].lstrip()}"
 
 
-def _text(text: str, style: str = "") -> Text:
+def text_of(text: str, style: str = "") -> Text:
     """Text as it stands: no rich markup in it is obeyed, and no terminal control sequence."""
     from rich.text import Text
 

@@ -41,7 +41,6 @@ from partition.plan import (
     sealed,
 )
 from runtime.bundle import read_bundle
-from runtime.devices.file import TlsFiles
 from runtime.digest import sha256_file, sha256_tree
 from runtime.environment import edgevit_version
 
@@ -107,17 +106,7 @@ def write_plan(made: Made, space: Workspace, cluster: Path) -> PlanRecord:
 def cluster_text(cluster: ClusterFile, path: Path) -> str:
     """The cluster file for the plan's folder: as it was written, but with whole paths."""
     folder = path.resolve().parent
-    devices = []
-    for device in cluster.devices:
-        tls, token = device.tls, device.token_file
-        if isinstance(tls, TlsFiles):
-            files = {
-                name: None if file is None else folder / file.expanduser()
-                for name, file in (("ca", tls.ca), ("cert", tls.cert), ("key", tls.key))
-            }
-            tls = tls.model_copy(update=files)
-        token = None if token is None else folder / token.expanduser()
-        devices.append(device.model_copy(update={"tls": tls, "token_file": token}))
+    devices = [device.beside(folder) for device in cluster.devices]
     whole = cluster.model_copy(update={"devices": devices})
     if whole == cluster:
         return path.read_text(encoding="utf-8")

@@ -5,6 +5,7 @@
         address: 192.168.1.11:8001     # left out: a device on this machine
         memory: 512MiB                 # for the weights of sub-models, float32
         compute: measured              # or 2.5 GMAC/s
+        ssh: pi@192.168.1.11           # that a launch starts its agent by; ssh_login.py has more
         energy: 40 J                   # for `inferences` pictures
         energy_per_mac: 15 pJ
         link: 2 Mbit/s
@@ -22,11 +23,9 @@ relative to the file.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from partition.errors import PartitionError
@@ -38,13 +37,16 @@ from partition.placing.quantities import (
     Energy,
     amount,
 )
+from partition.placing.ssh_login import SshLogin
 from runtime.bundle import first_problem
-from runtime.client.channel import Access, read_token
-from runtime.devices.file import TlsFiles
+from runtime.client.channel import Access
+from runtime.devices.file import TlsFiles, beside, known_device
 from runtime.errors import RuntimeFault
 from runtime.manifest import Record
+from runtime.yaml_file import read_yaml
 
 NAME = "cluster.yaml"
+DEVICE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 MEASURED = "measured"
 TARGETS = ("tflite", "executorch", "onnx", "coreml")
 DEFAULT_TARGETS = ("tflite",)
@@ -58,10 +60,11 @@ def _compute(value: Any) -> Any:
 class ClusterDevice(Record):
     """One device. `compute` is MAC/s, `energy` joules, `link` bit/s; None is no limit.
 
-    address is None for an agent that is started on this machine. threads are the engine's.
+    address is None for an agent that is started on this machine. ssh says how a launch starts the
+    one at the address; without it somebody else does. threads are the engine's.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)
+    name: str = Field(pattern=DEVICE_NAME, max_length=64)
     address: str | None = None
     memory: Bytes | None = None
     compute: Annotated[float | Literal["measured"], BeforeValidator(_compute)]
@@ -72,6 +75,7 @@ class ClusterDevice(Record):
     threads: int = Field(default=1, ge=1)
     tls: TlsFiles | bool = False
     token_file: Path | None = None
+    ssh: SshLogin | None = None
 
     @property
     def is_local(self) -> bool:
@@ -112,7 +116,21 @@ class ClusterDevice(Record):
             raise ValueError(f"'{given}' says nothing without '{absent}'; give both or neither")
         if self.is_local and (self.tls is not False or self.token_file is not None):
             raise ValueError("'tls' and 'token_file' are for a device with an address")
+        if self.ssh is not None and (self.address is None or self.address.startswith("unix:")):
+            raise ValueError(
+                "'ssh' needs an 'address' as HOST:PORT: where the agent that it starts is reached"
+            )
         return self
+
+    def beside(self, folder: Path) -> ClusterDevice:
+        """The same with whole paths, where they were relative to `folder`."""
+        tls, ssh = self.tls, self.ssh
+        if isinstance(tls, TlsFiles):
+            tls = tls.beside(folder)
+        if ssh is not None:
+            ssh = ssh.model_copy(update={"identity": beside(folder, ssh.identity)})
+        token = beside(folder, self.token_file)
+        return self.model_copy(update={"tls": tls, "ssh": ssh, "token_file": token})
 
 
 class Settings(Record):
@@ -160,13 +178,9 @@ class ClusterFile(Record):
 def read_cluster(path: Path) -> ClusterFile:
     """Read cluster.yaml. Raises PartitionError naming the file, the device and the field."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise PartitionError(
-            f"cannot read {path}: {getattr(error, 'strerror', None) or error}"
-        ) from error
-    except yaml.YAMLError as error:
-        raise PartitionError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        data = read_yaml(path)
+    except RuntimeFault as error:
+        raise PartitionError(str(error)) from error
     if not isinstance(data, dict) or "devices" not in data:
         raise PartitionError(
             f"{path}: expected a mapping with the field 'devices', a list that has a name and a "
@@ -185,21 +199,8 @@ def access_to(device: ClusterDevice, folder: Path) -> Access:
     """
     if device.address is None:
         raise RuntimeFault(f"{device.name} has no address in cluster.yaml")
-
-    def beside(file: Path | None) -> Path | None:
-        return None if file is None else folder / file.expanduser()
-
-    tls = device.tls if isinstance(device.tls, TlsFiles) else TlsFiles()
-    access = Access(
-        device.address,
-        tls=device.tls is not False,
-        tls_ca=beside(tls.ca),
-        tls_cert=beside(tls.cert),
-        tls_key=beside(tls.key),
-        server_name=tls.server_name,
-    )
-    token = beside(device.token_file)
-    return access if token is None else replace(access, token=read_token(token))
+    found = known_device(device.name, device.address, device.tls, device.token_file, folder)
+    return found.access()
 
 
 def _problem(data: dict[str, Any], error: ValidationError) -> str:

@@ -175,7 +175,7 @@ def test_a_plan_keeps_to_its_budgets_and_says_so(planned):
     assert sorted(part["geometry"]["heads"] for part in record["submodels"]) == [1, 3]
     assert {part["primary"] for part in record["submodels"]} == {"left", "right"}
     out = planned.answer.out
-    assert out.splitlines()[-1] == f"Next: edgevit verify {planned.folder / 'sub0'}"
+    assert out.splitlines()[-1] == f"Next: edgevit cluster launch {planned.folder}"
     assert record["digest"][:12] in out and "without sub0" in out
     assert sorted(p.name for p in planned.folder.parent.iterdir()) == ["PLAN"]
 
@@ -255,7 +255,7 @@ def test_a_run_that_is_cut_off_goes_on_to_the_same_plan(
     assert answer.code == 0, answer.err
     found = answer.json()
     assert found["digest"] == planned.record["digest"]
-    assert found["next"] == ["edgevit", "verify", str(out / "sub0")]
+    assert found["next"] == ["edgevit", "cluster", "launch", str(out)]
     check_files(read_plan(out))
     assert not partial.exists()
     if where == "fusion":  # its bundles are the very files that the first run made

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from partition.errors import PartitionError
+from partition.making.plan_writer import cluster_text
 from partition.placing.cluster_file import MEASURED, access_to, read_cluster
 from partition.placing.quantities import (
     BITS_A_SECOND,
@@ -39,6 +40,8 @@ settings:
   total_size: 180MB
   replicas: 2
 """
+
+PI = "name: a, compute: 1e9, address: 'pi:8001'"
 
 
 def written(folder: Path, text: str) -> Path:
@@ -112,6 +115,31 @@ def test_the_access_has_its_files_beside_the_cluster_file(tmp_path):
             "{name: b, compute: 1, address: 'h:1'}]",
             "two devices have the address 'h:1'",
         ),
+        (f"devices: [{{{PI}, ssh: -oProxyCommand=id}}]", "as USER@HOST, or a name of"),
+        (f"devices: [{{{PI}, ssh: 'pi@-oProxyCommand=id'}}]", "device 'a': field 'devices.0.ssh."),
+        (f"devices: [{{{PI}, ssh: 'pi@host:22'}}]", "a port has a field of its own"),
+        (f"devices: [{{{PI}, ssh: 'pi@host; id'}}]", "got 'pi@host; id'"),
+        (f"devices: [{{{PI}, ssh: ''}}]", "as USER@HOST"),
+        (f"devices: [{{{PI}, ssh: 7}}]", "field 'devices.0.ssh'"),
+        (f"devices: [{{{PI}, ssh: {{port: 22}}}}]", "field 'devices.0.ssh.host': Field required"),
+        (f"devices: [{{{PI}, ssh: {{host: pi, prot: 22}}}}]", "field 'devices.0.ssh.prot'"),
+        (f"devices: [{{{PI}, ssh: {{host: pi, port: 0}}}}]", "field 'devices.0.ssh.port'"),
+        (
+            f"devices: [{{{PI}, ssh: {{host: pi, command: --x}}}}]",
+            "a path on the device, got '--x'",
+        ),
+        (f'devices: [{{{PI}, ssh: {{host: pi, store: "a\\nb"}}}}]', "a path on the device"),
+        (f"devices: [{{{PI}, ssh: {{host: pi, options: [--store, x]}}}}]", "by the field 'store'"),
+        (
+            f"devices: [{{{PI}, ssh: {{host: pi, options: [--token-file=x]}}}}]",
+            "'token_file', which",
+        ),
+        (f'devices: [{{{PI}, ssh: {{host: pi, options: ["a\\0"]}}}}]', "words for `edgevit agent`"),
+        ("devices: [{name: a, compute: 1, ssh: pi}]", "'ssh' needs an 'address' as HOST:PORT"),
+        (
+            "devices: [{name: a, compute: 1, ssh: pi, address: 'unix:/x'}]",
+            "'ssh' needs an 'address'",
+        ),
         ("devices: []", "field 'devices'"),
         ("devices: [{name: a, compute: 1}]\nsettings: {latency: 5 min}", "'min' is none of s, ms"),
         ("devices: [{name: a, compute: 1}]\nsettings: {submodels: 0}", "'settings.submodels'"),
@@ -123,6 +151,34 @@ def test_the_access_has_its_files_beside_the_cluster_file(tmp_path):
 )
 def test_what_is_wrong_is_named(tmp_path, text, said):
     assert said in refusal(tmp_path, text)
+
+
+def test_a_login_is_a_host_or_all_that_there_is_to_say(tmp_path):
+    short, long, v6 = read_cluster(
+        written(
+            tmp_path,
+            f"devices: [{{{PI}, ssh: pi@raspberrypi.local}}, {{name: b, compute: 1, address: 'b:1',"
+            " ssh: {host: my-alias, command: ~/venv/bin/edgevit, store: /data/edgevit, port: 2222,"
+            " identity: keys/pi, options: [--queue, 8, --insecure]}},"
+            " {name: c, compute: 1, address: 'c:1', ssh: 'pi@fe80::1'}]",
+        )
+    ).devices
+    assert short.ssh is not None and long.ssh is not None and v6.ssh is not None
+    assert (short.ssh.host, short.ssh.command) == ("pi@raspberrypi.local", "edgevit")
+    assert (short.ssh.store, short.ssh.port) == (".local/share/edgevit/cluster", None)
+    assert long.ssh.command == "~/venv/bin/edgevit" and long.ssh.port == 2222
+    assert long.ssh.options == ["--queue", "8", "--insecure"]
+    assert long.beside(tmp_path).ssh.identity == tmp_path / "keys" / "pi"
+    assert not short.is_local and v6.ssh.host == "pi@fe80::1"
+
+
+def test_the_plan_keeps_the_login_with_a_whole_path_to_its_key(tmp_path):
+    given = written(tmp_path, f"devices: [{{{PI}, ssh: {{host: pi, identity: key, port: 22}}}}]")
+    (tmp_path / "plan").mkdir()
+    kept = written(tmp_path / "plan", cluster_text(read_cluster(given), given))
+    (device,) = read_cluster(kept).devices
+    assert device.ssh is not None and device.ssh.identity == tmp_path / "key"
+    assert (device.ssh.host, device.ssh.port, device.ssh.command) == ("pi", 22, "edgevit")
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):

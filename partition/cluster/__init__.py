@@ -1,0 +1,1 @@
+"""A running cluster of a plan: launched, looked at, asked, measured, stopped."""
