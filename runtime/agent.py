@@ -20,6 +20,7 @@ from runtime.serving.ending import Grace, first_of
 from runtime.serving.front import FrontConfig, drain, guarded, run_until_a_signal
 from runtime.serving.grpc_server import bind, make_server
 from runtime.serving.heap import one_arena
+from runtime.serving.inputs_folder import InputsFolder
 from runtime.serving.limits import Limits
 from runtime.serving.model import ModelSettings
 from runtime.serving.models import Models
@@ -48,7 +49,8 @@ log = logging.getLogger(__name__)
 class AgentConfig(FrontConfig):
     """What `edgevit agent` can be told; the defaults are its own.
 
-    load names bundle folders, or NAME or NAME/TARGET of the store. quota is bytes.
+    load names bundle folders, or NAME or NAME/TARGET of the store. inputs is the folder of what
+    this device senses, for requests that carry no input. quota is bytes.
     """
 
     store: Path
@@ -59,6 +61,7 @@ class AgentConfig(FrontConfig):
     queue: int = 64
     isolate: bool = True
     quota: int | None = None
+    inputs: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -126,10 +129,13 @@ async def serve(
             isolate=config.isolate,
         )  # fmt: skip
         models = Models(store, settings, observer)
+        inputs = InputsFolder(config.inputs) if config.inputs is not None else None
+        if inputs is not None:
+            stack.callback(inputs.close)
         wanted = [_checked_load(entry, store) for entry in config.load]
         health = Health()
         server = make_server(limits, security)
-        inference = InferenceService(models, observer, health.serving)
+        inference = InferenceService(models, observer, health.serving, inputs)
         services: dict[str, object] = {
             INFERENCE: inference,
             DEVICE: DeviceService(
@@ -149,6 +155,7 @@ async def serve(
         _tell_health(health, models)
         await server.start()
         stack.push_async_callback(lambda: drain(server, health, grace))
+        stack.callback(inference.drain)
         log.info("listening", extra={"address": str(address), "tls": security.tls})
         loading = asyncio.create_task(_load(wanted, store, models, config))
         await first_of(loading, stop)

@@ -49,6 +49,12 @@ def agent(
             "--load", metavar="BUNDLE", help="Serve it: a folder, or a name in the store."
         ),
     ] = None,
+    inputs: Annotated[
+        Path | None,
+        typer.Option(
+            "--inputs", metavar="DIR", help="What this device senses: NAME.npy, for `input_ref`."
+        ),
+    ] = None,
     name: Annotated[
         str | None, typer.Option("--name", help="What this device calls itself; default its host.")
     ] = None,
@@ -106,7 +112,7 @@ def agent(
         listen=listen, store=store or default_store(), load=tuple(load or ()), name=name,
         threads=threads, instances=instances, queue=queue, isolate=isolate, tls_cert=tls_cert,
         tls_key=tls_key, tls_client_ca=tls_client_ca, token_file=token_file, insecure=insecure,
-        metrics=metrics, quota=quota, grace_s=grace, log_level=log_level,
+        metrics=metrics, quota=quota, inputs=inputs, grace_s=grace, log_level=log_level,
     )  # fmt: skip
 
     def tell(running: Running) -> None:

@@ -103,18 +103,20 @@ class AsyncAgentClient:
     async def infer(
         self,
         model: str,
-        x: Array | Mapping[str, Array],
+        x: Array | Mapping[str, Array] | None = None,
         *,
+        input_ref: str | None = None,
         version: str = "",
         timeout_s: float = INFER_S,
     ) -> InferResult:
-        """Run a model on its input, or on its inputs by name.
+        """Run a model on its input, on its inputs by name, or on what the device senses itself.
 
         The arrays have the shape, batch included, and dtype that model_metadata says. For an array
-        without a name the first call asks for that metadata.
+        without a name the first call asks for that metadata. input_ref takes the place of x: the
+        name of an input there (docs/agent.md).
         """
         names = self._connection.input_names
-        return await self._run(calls.infer(model, x, version, timeout_s, names))
+        return await self._run(calls.infer(model, x, version, timeout_s, names, input_ref))
 
     async def index(
         self, *, ready_only: bool = False, timeout_s: float = QUICK_S

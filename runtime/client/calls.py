@@ -36,6 +36,7 @@ from runtime.sessions.base import Array
 from runtime.tensor_spec import TensorSpec
 from runtime.wire.bundle_plan import BundlePlan, Sent, chunks, plan_of
 from runtime.wire.descriptors import DEVICE, HEALTH, INFERENCE, Message, message, methods
+from runtime.wire.input_ref import put_input_ref
 from runtime.wire.tensors import DATATYPES, put_input, read_outputs
 
 Progress = Callable[[str, float], None]
@@ -126,14 +127,22 @@ def health(service: str, timeout_s: float) -> Plan[str]:
 
 def infer(
     model: str,
-    x: Array | Mapping[str, Array],
+    x: Array | Mapping[str, Array] | None,
     version: str,
     timeout_s: float,
     input_names: dict[tuple[str, str], str],
+    input_ref: str | None = None,
 ) -> Plan[InferResult]:
-    """`input_names` remembers what the only input of a model is called, for bare arrays."""
+    """`input_names` remembers what the only input of a model is called, for bare arrays.
+
+    Raises RuntimeFault where there is neither x nor input_ref, or both.
+    """
     allowance = Allowance(timeout_s)
-    if isinstance(x, Mapping):
+    if (x is None) == (input_ref is None):
+        raise RuntimeFault("expected either an input or input_ref, the name of one at the device")
+    if x is None:
+        inputs: Mapping[str, Array] = {}
+    elif isinstance(x, Mapping):
         inputs = x
     else:
         if (model, version) not in input_names:
@@ -150,6 +159,8 @@ def infer(
     request = method.request(model_name=model, model_version=version)
     for name, array in inputs.items():
         put_input(request, name, np.asarray(array))
+    if input_ref is not None:
+        put_input_ref(request, input_ref)
     try:
         answer = yield Ask(method, request, allowance.left, given_s=timeout_s)
     except AgentFault:

@@ -6,17 +6,20 @@ import grpc
 
 from runtime.errors import RuntimeFault
 
+ABOUT = "edgevit-about"
+
 
 class Refused(RuntimeFault):
     """Raised anywhere below a service, answered as `code` with the message as details.
 
     The message says what was expected, what came and what to do, and holds no secret: it goes to
-    the caller.
+    the caller. `about` is for what a program has to tell apart and the code does not; it travels
+    as the trailing metadata ABOUT.
     """
 
-    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+    def __init__(self, code: grpc.StatusCode, message: str, about: str = "") -> None:
         super().__init__(message)
-        self.code = code
+        self.code, self.about = code, about
 
 
 def invalid(message: str) -> Refused:

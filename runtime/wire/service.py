@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import wraps
+from inspect import isasyncgenfunction
 from time import monotonic
 from typing import Any, NoReturn
 
@@ -14,7 +15,7 @@ from google.protobuf.message import DecodeError
 
 from runtime.errors import RuntimeFault
 from runtime.wire.descriptors import Message, Method, methods
-from runtime.wire.refused import Refused, invalid
+from runtime.wire.refused import ABOUT, Refused, invalid
 
 log = logging.getLogger(__name__)
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -25,10 +26,11 @@ def handler(service: str, implementation: object) -> grpc.GenericRpcHandler[Any,
     """The grpc.aio handler of a service whose calls are the async methods of `implementation`.
 
     A unary call is `async def Name(request, context) -> response`, a call that streams its answer
-    an async generator; a client's stream comes as an async iterator. A call that the object does
-    not have is answered UNIMPLEMENTED. Refused is answered with its code, RuntimeFault with
-    INVALID_ARGUMENT, so are bytes that are no message, and anything else with INTERNAL and a log
-    entry, without its text. At level DEBUG every call is logged, never its metadata or contents.
+    an async generator, or a coroutine that calls context.write; a client's stream comes as an async
+    iterator. A call that the object does not have is answered UNIMPLEMENTED. Refused is answered
+    with its code, RuntimeFault with INVALID_ARGUMENT, so are bytes that are no message, and
+    anything else with INTERNAL and a log entry, without its text. At level DEBUG every call is
+    logged, never its metadata or contents.
     """
     table = {
         method.name: _method_handler(method, getattr(implementation, method.name))
@@ -61,18 +63,20 @@ def _method_handler(
         (True, False): grpc.stream_unary_rpc_method_handler,
         (True, True): grpc.stream_stream_rpc_method_handler,
     }
-    guarded = _guarded_stream if method.server_streaming else _guarded
+    guarded = _guarded_stream if isasyncgenfunction(function) else _guarded
     # Without a deserializer: gRPC's answer to bytes that are no message is INTERNAL.
     return makers[method.client_streaming, method.server_streaming](
         guarded(function, method), response_serializer=method.response.SerializeToString
     )
 
 
-def _guarded(function: Callable[..., Awaitable[Message]], method: Method) -> Callable[..., Any]:
+def _guarded(
+    function: Callable[..., Awaitable[Message | None]], method: Method
+) -> Callable[..., Any]:
     parse = _parser(method)
 
     @wraps(function)
-    async def answer(data: Any, context: Context) -> Message:
+    async def answer(data: Any, context: Context) -> Message | None:
         begun = monotonic()
         try:
             response = await function(parse(data), context)
@@ -120,19 +124,27 @@ def _parser(method: Method) -> Callable[[Any], Any]:
     return each if method.client_streaming else one
 
 
+def as_refused(error: Exception, path: str) -> Refused:
+    """The answer to an error of a call: its code, and a text that fits into a header."""
+    about = ""
+    if isinstance(error, Refused):
+        code, text, about = error.code, str(error), error.about
+    elif isinstance(error, RuntimeFault):
+        code, text = grpc.StatusCode.INVALID_ARGUMENT, str(error)
+    else:
+        log.error("a call failed inside the server", exc_info=error, extra={"call": path})
+        code, text = grpc.StatusCode.INTERNAL, "the server failed at this call; its log says how"
+    return Refused(code, text.encode()[:DETAILS_LIMIT].decode(errors="ignore"), about)
+
+
 async def _abort(error: Exception, context: Context, method: Method, begun: float) -> NoReturn:
     """Answer with the status of an error; always raises."""
     if isinstance(error, grpc.aio.AbortError):
         raise error
-    if isinstance(error, Refused):
-        code, text = error.code, str(error)
-    elif isinstance(error, RuntimeFault):
-        code, text = grpc.StatusCode.INVALID_ARGUMENT, str(error)
-    else:
-        log.error("a call failed inside the server", exc_info=error, extra={"call": method.path})
-        code, text = grpc.StatusCode.INTERNAL, "the server failed at this call; its log says how"
-    _log_call(method, code.name, begun)
-    await context.abort(code, text.encode()[:DETAILS_LIMIT].decode(errors="ignore"))
+    refused = as_refused(error, method.path)
+    trailing = ((ABOUT, refused.about),) if refused.about else ()
+    _log_call(method, refused.code.name, begun)
+    await context.abort(refused.code, str(refused), trailing)
     raise AssertionError("abort raises")
 
 
