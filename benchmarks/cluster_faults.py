@@ -42,7 +42,7 @@ from coordinator_tools import (
     predict,
     write_plan,
 )
-from tcp_proxy import BLACKHOLE, PASS, RESET, Proxy, proxied
+from shaping_proxy import BLACKHOLE, PASS, RESET, Proxy, proxied
 
 BACK_S = 2.0
 REQUEST_S, PATIENCE_S, DOWN_S = 5.0, 30.0, 2.0

@@ -6,7 +6,8 @@ Everything runs on this machine over loopback TCP, a process each: four agents w
 sub-model (engines in threads, so that there are not eight processes), the coordinator, and the
 caller. Beside the coordinator a bare grpc.aio server (benchmarks/bare_fanout.py) that sends the same
 request to the same agents and gathers their answers, and another one over four bare servers
-(benchmarks/agent_echo.py) that only parse and answer. One caller, one request at a time, blocks of
+(benchmarks/agent_echo.py) that only parse and answer. These call ModelInfer for each; the
+coordinator has one ModelStreamInfer open to each agent. One caller, one request at a time, blocks of
 the three taking turns. Overhead: the time of a call less the slowest worker's own (total_us of its
 answer; of a bare server taken as none). Medians. All processes share the cores of this machine:
 what four devices do side by side is done here one after another, and counts as overhead.

@@ -129,9 +129,10 @@ async def serve(
         fan_out = FanOut(ensemble, devices, watcher)
         fused = FusedModel(ensemble, fan_out, config.worker_timeout_s)
         turns = Turns(fused.run, ensemble.most, config.worker_timeout_s)
+        sensed = Turns(fused.run, 1, config.worker_timeout_s)
         services: dict[str, object] = {
             INFERENCE: CoordinatorService(
-                ensemble, turns, fan_out.states, fan_out.any_usable, watcher
+                ensemble, turns, sensed, fan_out.states, fan_out.any_usable, watcher
             ),
             HEALTH: health,
             REFLECTION: Reflection(REFLECTION, SERVICES),
@@ -149,8 +150,9 @@ async def serve(
             device.start()
             stack.push_async_callback(device.close)
         stack.push_async_callback(turns.close)
+        stack.push_async_callback(sensed.close)
         if metrics is not None and metrics_address is not None:
-            metrics.watch(fan_out.states, turns.__len__)
+            metrics.watch(fan_out.states, lambda: len(turns) + len(sensed))
             metrics_server = MetricsServer(metrics_address, metrics.registry, security)
             stack.callback(metrics_server.close)
             metrics_address = metrics_server.address

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -305,13 +305,18 @@ def _first_line(process: subprocess.Popen[str]) -> dict[str, Any] | None:
 
 @contextmanager
 def agents_of(
-    plan: TinyPlan, home: Path, loads: tuple[tuple[int, ...], ...] = ((0,), (1,), (2,))
+    plan: TinyPlan,
+    home: Path,
+    loads: tuple[tuple[int, ...], ...] = ((0,), (1,), (2,)),
+    inputs: Sequence[Path | None] = (),
 ) -> Iterator[list[Agent]]:
-    """An agent for each device with the sub-models of these numbers loaded."""
+    """An agent for each device with the sub-models of these numbers, and its --inputs, if any."""
+    flags = [("--inputs", folder) if folder is not None else () for folder in inputs]
+    flags += [()] * (len(loads) - len(flags))
     with ExitStack() as stack:
         yield [
             stack.enter_context(
-                running_agent(home / f"store-{i}", load=[plan.bundle(j) for j in load])
+                running_agent(home / f"store-{i}", *flags[i], load=[plan.bundle(j) for j in load])
             )
             for i, load in enumerate(loads)
         ]

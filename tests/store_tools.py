@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from runtime.digest import sha256_file
+from runtime.serving.storage.store import Store
 from runtime.wire.bundle_plan import BundlePlan, chunks, plan_of
 from runtime.wire.refused import Refused
 
@@ -128,6 +129,12 @@ def refused(code: grpc.StatusCode, words: str = "") -> Iterator[None]:
         yield
     assert caught.value.code is code, caught.value
     assert words in str(caught.value), caught.value
+
+
+def reopen(store: Store, quota: int | None = None) -> Store:
+    """As the next agent finds it."""
+    store.close()
+    return Store.open(store.root, quota)
 
 
 def tree(folder: Path) -> dict[str, str]:

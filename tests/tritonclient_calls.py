@@ -8,6 +8,7 @@ Prints one JSON object. Nothing of this project is imported.
 from __future__ import annotations
 
 import json
+import queue
 import sys
 from typing import Any
 
@@ -63,6 +64,7 @@ def everything(address: str, model: str, x: np.ndarray) -> dict[str, Any]:
         "load": refused(client.load_model, "absent"),
         "statistics": refused(client.get_inference_statistics),
     }
+    found["streamed"] = streamed(client, model, [tensor, small, tensor])
     client.unload_model(model)
     found["ready_after_unload"] = client.is_model_ready(model)
     found["errors"]["unloaded"] = refused(client.infer, model, [tensor])
@@ -70,6 +72,31 @@ def everything(address: str, model: str, x: np.ndarray) -> dict[str, Any]:
     found["again"] = client.infer(model, [tensor]).as_numpy(output).tolist()
     client.close()
     return found
+
+
+def streamed(
+    client: triton.InferenceServerClient, model: str, tensors: list[triton.InferInput]
+) -> list[list[Any]]:
+    """Id and output, or the error, of each request of one stream.
+
+    This client gives an error without the id, so that only the order tells whose it is.
+    """
+    came: queue.Queue[list[Any]] = queue.Queue()
+
+    def answered(result: triton.InferResult | None, error: Exception | None) -> None:
+        if result is None:
+            came.put(["", None, str(error)])
+            return
+        response = result.get_response()
+        came.put([response.id, result.as_numpy(response.outputs[0].name).tolist(), ""])
+
+    client.start_stream(answered)
+    try:
+        for number, tensor in enumerate(tensors):
+            client.async_stream_infer(model, [tensor], request_id=str(number))
+        return [came.get(timeout=60) for _ in tensors]
+    finally:
+        client.stop_stream()
 
 
 def states(client: triton.InferenceServerClient) -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -20,6 +21,7 @@ from partition.serving.ensemble import Member, Site
 from partition.serving.request_bytes import PictureBytes, request_head
 from partition.serving.worker_link import Lease, WorkerLink
 from partition.serving.worker_reply import NoReply
+from partition.serving.worker_stream import WorkerStream
 from runtime.client.channel import open_channel
 from runtime.client.errors import fault_of
 from runtime.errors import RuntimeFault
@@ -32,6 +34,7 @@ CONNECT_S = 1.5
 PATIENTLY = 4  # one attempt in so many gets all the time there is: a far device needs it
 BEAT_S = 0.5  # between two heartbeats of a device that nothing is heard of
 SILENCE_S = 1.0  # of a device that answers quickly; one over a slow link gets more
+CALMER = 0.9  # with every heartbeat that is answered, after one that was not
 RECHECK_S = 0.5  # between two looks at a device that lacks a sub-model
 FIRST_PAUSE_S, LONGEST_PAUSE_S, LONGER = 0.05, 0.3, 1.6  # between two connections
 READY = "READY"
@@ -53,6 +56,8 @@ class DeviceLink:
         self._changed: Callable[[], None] = _unheard
         self._doubted, self._wake, self._serving = (asyncio.Event() for _ in range(3))
         self._seen: tuple[str, int] | None = None
+        self._trial_s: dict[str, float] = {}  # how long each worker took when it was tried
+        self._grown_s = 0.0  # silence that is borne because a shorter one was taken for an end
         self._connected = False
         self._task: asyncio.Task[None] | None = None
 
@@ -67,6 +72,9 @@ class DeviceLink:
 
     async def close(self) -> None:
         """Give up the device."""
+        for worker in self.workers.values():
+            if worker.lease is not None:
+                worker.lease.close()
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
@@ -127,6 +135,7 @@ class DeviceLink:
         """Use one connection until it is lost, which is always raised."""
         check = call(channel, methods(HEALTH)["Check"])
         await check(_HEALTH(), timeout=connect_s)
+        self._heard()
         self._connected = True
         self._doubted.clear()
         tasks = [
@@ -170,7 +179,11 @@ class DeviceLink:
             except grpc.aio.AioRpcError as error:
                 busy = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
                 if not busy and max(w.heard_s for w in self.workers.values()) < asked:
+                    self._grown_s = 2 * silence_s
                     raise NoReply(self._plainly(error, "Check", silence_s)) from error
+            else:
+                self._heard()
+                self._grown_s *= CALMER
             if self._doubted.is_set():
                 self._doubted.clear()
                 self._changed()
@@ -197,24 +210,39 @@ class DeviceLink:
                 worker.revoke(self._plainly(error, "Describe", self._patience_s))
             return
         self._note(device)
-        method = methods(INFERENCE)["ModelInfer"]
-        infer = channel.unary_unary(method.path, response_deserializer=method.response.FromString)
-        await asyncio.gather(*(self._try(worker, device, infer) for worker in self._lacks()))
+        await asyncio.gather(*(self._try(worker, device, channel) for worker in self._lacks()))
 
-    async def _try(self, worker: WorkerLink, device: Message, infer: Any) -> None:
-        """Ask a worker for the answer to a black picture; a lease where it is of the right kind."""
+    async def _try(self, worker: WorkerLink, device: Message, channel: Any) -> None:
+        """A lease for a worker of the right kind that answers, by a stream where it has that."""
         try:
-            lease = self._lease(worker.member, device, infer)
-            spec = lease.artifact.input
-            black = PictureBytes(np.zeros(spec.shape_of(1), spec.dtype), spec)
-            await worker.ask_with(lease, black, self._patience_s)
+            lease = self._lease(worker.member, device, channel)
+            try:
+                await self._ask_black(worker, lease)
+            except NoReply as error:
+                if error.code is not grpc.StatusCode.UNIMPLEMENTED:
+                    raise
+                lease = replace(lease, stream=None)  # an agent from before there were streams
+                await self._ask_black(worker, lease)
         except NoReply as error:
             worker.revoke(str(error))
         else:
             if self._serving.is_set():
                 worker.grant(lease)
+            else:
+                lease.close()
 
-    def _lease(self, member: Member, device: Message, infer: Any) -> Lease:
+    async def _ask_black(self, worker: WorkerLink, lease: Lease) -> None:
+        """Ask for the answer to a black picture. Raises NoReply; then the lease is closed."""
+        spec = lease.artifact.input
+        black = PictureBytes(np.zeros(spec.shape_of(1), spec.dtype), spec)
+        try:
+            reply = await worker.ask_with(lease, black, self._patience_s)
+            self._trial_s[worker.name] = reply.elapsed_us / 1e6
+        except BaseException:
+            lease.close()
+            raise
+
+    def _lease(self, member: Member, device: Message, channel: Any) -> Lease:
         """What is to be leased for a sub-model. Raises NoReply where the device has it not."""
         found = [m for m in device.models if m.digest == member.digest]
         ready = [m for m in found if m.state == READY and m.target in member.artifacts]
@@ -226,14 +254,18 @@ class DeviceLink:
             )
         # The planned target first: others were not weighed when the plan was made.
         model = min(ready, key=lambda m: (m.target != self.site.target, m.name))
+        method, metadata = methods(INFERENCE)["ModelInfer"], self.site.access.metadata()
         return Lease(
             device_id=device.device_id,
             generation=device.generation,
             model=model.name,
             head=request_head(model.name, member.digest[:12]),
             artifact=member.artifacts[model.target],
-            infer=infer,
-            metadata=self.site.access.metadata(),
+            infer=channel.unary_unary(
+                method.path, response_deserializer=method.response.FromString
+            ),
+            stream=WorkerStream(channel, metadata, self._patience_s),
+            metadata=metadata,
         )
 
     def _note(self, device: Message) -> None:
@@ -252,14 +284,23 @@ class DeviceLink:
     def _lacks(self) -> list[WorkerLink]:
         return [worker for worker in self.workers.values() if worker.lease is None]
 
+    def _heard(self) -> None:
+        """The agent, and with it all of its workers, has just said something."""
+        now = asyncio.get_running_loop().time()
+        for worker in self.workers.values():
+            worker.heard_s = now
+
     def _revoke_all(self, reason: str) -> None:
         for worker in self.workers.values():
             worker.revoke(reason)
 
     def _longest_silence_s(self) -> float:
         """Pictures on a slow link stand in the way of a heartbeat."""
-        usual = [worker.times.percentile(0.95) or 0.0 for worker in self.workers.values()]
-        return min(max(SILENCE_S, 3 * max(usual)), self._patience_s)
+        usual = [
+            worker.times.percentile(0.95) or self._trial_s.get(worker.name, 0.0)
+            for worker in self.workers.values()
+        ]
+        return min(max(SILENCE_S, 3 * max(usual), self._grown_s), self._patience_s)
 
     def _plainly(self, error: grpc.aio.AioRpcError, name: str, timeout_s: float) -> str:
         code = error.code() or grpc.StatusCode.UNKNOWN

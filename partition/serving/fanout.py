@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from partition.serving.device_link import DeviceLink
 from partition.serving.ensemble import Ensemble, Member
-from partition.serving.request_bytes import PictureBytes
+from partition.serving.request_bytes import Asked
 from partition.serving.worker_link import WorkerLink
-from partition.serving.worker_reply import NoReply, Reply
+from partition.serving.worker_reply import BadInput, NoReply, Reply
 from runtime.wire.refused import Refused
 
 HEDGE_AFTER = 0.95  # of a worker's recent times
@@ -53,6 +53,12 @@ class Gathered:
         """The sub-model that answered last."""
         return max(self.replies.items(), key=lambda entry: entry[1].elapsed_us)
 
+    @property
+    def input_ages_us(self) -> list[int]:
+        """How old the inputs were that workers sensed; none where they were sent one."""
+        ages = (reply.input_age_us for reply in self.replies.values())
+        return [age for age in ages if age is not None]
+
 
 class FanOut:
     """Asks each sub-model once, and a replica where its first place is slow or gone."""
@@ -81,18 +87,18 @@ class FanOut:
         """Whether there can be an answer at all."""
         return any(_usable(places) for _, places in self._places)
 
-    async def gather(self, pictures: PictureBytes, timeout_s: float) -> Gathered:
+    async def gather(self, asked: Asked, timeout_s: float) -> Gathered:
         """Ask all sub-models, wait for them timeout_s at most, and put their blocks in place.
 
         Raises Refused: UNAVAILABLE where no sub-model answered, DEADLINE_EXCEEDED where none did in
-        time.
+        time; where none could answer to its input, with the code of them all.
         """
         begun = perf_counter_ns()
         answers = await asyncio.gather(
-            *(self._ask(member, _usable(places), places, pictures, timeout_s)
+            *(self._ask(member, _usable(places), places, asked, timeout_s)
               for member, places in self._places)
         )  # fmt: skip
-        blocks = np.zeros((pictures.rows, self._ensemble.width), np.float32)
+        blocks = np.zeros((asked.rows, self._ensemble.width), np.float32)
         replies: dict[str, Reply] = {}
         missing: dict[str, NoReply] = {}
         for (member, _), answer in zip(self._places, answers, strict=True):
@@ -111,7 +117,7 @@ class FanOut:
         member: Member,
         workers: Sequence[WorkerLink],
         places: Sequence[tuple[DeviceLink, WorkerLink]],
-        pictures: PictureBytes,
+        asked: Asked,
         timeout_s: float,
     ) -> Reply | NoReply:
         """The first good answer of the workers of one sub-model."""
@@ -120,16 +126,16 @@ class FanOut:
             return NoReply(worker.reason or f"{device.site.name} is being asked whether it lives")
         if len(workers) == 1:
             try:
-                return await self._ask_one(workers[0], pictures, timeout_s)
+                return await self._ask_one(workers[0], asked, timeout_s)
             except NoReply as error:
                 return error
-        return await self._hedged(member, workers, pictures, timeout_s)
+        return await self._hedged(member, workers, asked, timeout_s)
 
     async def _hedged(
         self,
         member: Member,
         workers: Sequence[WorkerLink],
-        pictures: PictureBytes,
+        asked: Asked,
         timeout_s: float,
     ) -> Reply | NoReply:
         """Ask one worker after the other: the next where one fails or takes longer than usual."""
@@ -146,9 +152,10 @@ class FanOut:
                     worker = left.pop(0)
                     if len(left) + 1 < len(workers):
                         self._watcher.hedge(member.name)
-                    task = asyncio.create_task(self._ask_one(worker, pictures, end - now))
+                    asking = self._ask_one(worker, asked, end - now, hedged=True)
+                    task = asyncio.create_task(asking)
                     running[task] = worker, now
-                    wait_s = _patience_with(worker) if left else None
+                    wait_s = _patience_with(worker, asked) if left else None
                 elif not running:
                     break
                 done, _ = await asyncio.wait(
@@ -168,16 +175,18 @@ class FanOut:
             for task, (worker, since) in running.items():
                 task.cancel()
                 if won:
-                    worker.times.add(now - since)  # it took at least so long
+                    worker.times_of(asked).add(now - since)  # it took at least so long
         return failed or NoReply(
             f"no time was left to ask {member.name}", grpc.StatusCode.DEADLINE_EXCEEDED
         )
 
-    async def _ask_one(self, worker: WorkerLink, pictures: PictureBytes, timeout_s: float) -> Reply:
+    async def _ask_one(
+        self, worker: WorkerLink, asked: Asked, timeout_s: float, hedged: bool = False
+    ) -> Reply:
         """Ask a worker, and count how it ended."""
         begun, status = perf_counter_ns(), "CANCELLED"
         try:
-            reply = await worker.ask(pictures, timeout_s)
+            reply = await worker.ask(asked, timeout_s, hedged)
             status = "OK"
             return reply
         except NoReply as error:
@@ -194,6 +203,12 @@ class FanOut:
             return Refused(
                 late, f"no sub-model of '{self._ensemble.name}' answered within {timeout_s:.3g} s"
             )
+        if all(isinstance(error, BadInput) for error in missing.values()):
+            codes = {error.code or grpc.StatusCode.UNKNOWN for error in missing.values()}
+            code = codes.pop() if len(codes) == 1 else grpc.StatusCode.FAILED_PRECONDITION
+            return Refused(
+                code, f"no sub-model of '{self._ensemble.name}' can answer to its input: {reasons}"
+            )
         return Refused(
             grpc.StatusCode.UNAVAILABLE,
             f"no sub-model of '{self._ensemble.name}' can answer now ({reasons}); try again when "
@@ -205,7 +220,7 @@ def _usable(places: Sequence[tuple[DeviceLink, WorkerLink]]) -> list[WorkerLink]
     return [worker for device, worker in places if device.usable(worker)]
 
 
-def _patience_with(worker: WorkerLink) -> float:
+def _patience_with(worker: WorkerLink, asked: Asked) -> float:
     """Seconds after which a replica is asked too."""
-    usual = worker.times.percentile(HEDGE_AFTER)
+    usual = worker.times_of(asked).percentile(HEDGE_AFTER)
     return FIRST_HEDGE_S if usual is None else max(usual, LEAST_HEDGE_S)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from partition.serving.ensemble import Ensemble
 from partition.serving.fanout import FanOut, Gathered
-from partition.serving.request_bytes import PictureBytes
+from partition.serving.request_bytes import Asked, InputName, PictureBytes
 from runtime.sessions.base import Array
 from runtime.wire.refused import Refused
 
@@ -36,8 +36,10 @@ class FusedModel:
         self._ensemble, self._fan_out = ensemble, fan_out
         self._patience_s = patience_s
 
-    async def run(self, x: Array, timeout_s: float | None) -> Fused:
-        """Logits for pictures as `ensemble.input` says, rows first; timeout_s is the request's.
+    async def run(self, x: Array | InputName, timeout_s: float | None) -> Fused:
+        """Logits for pictures as `ensemble.input` says, rows first, or for what workers sense.
+
+        timeout_s is the request's.
 
         A sub-model that does not answer in time is a block of zeros, as in the head's training.
         Raises Refused where none answers.
@@ -47,12 +49,12 @@ class FusedModel:
                 grpc.StatusCode.DEADLINE_EXCEEDED,
                 "the request waited longer than its deadline and was not run",
             )
-        pictures = PictureBytes(x, self._ensemble.input)
+        asked: Asked = x if isinstance(x, InputName) else PictureBytes(x, self._ensemble.input)
         patience_s = self._patience_s
         if timeout_s is not None:
             kept_s = min(ALLOWANCE_S, ALLOWANCE_SHARE * timeout_s)
             patience_s = min(patience_s, timeout_s - kept_s)
-        gathered = await self._fan_out.gather(pictures, patience_s)
+        gathered = await self._fan_out.gather(asked, patience_s)
         gathered_ns = perf_counter_ns()
         logits = self._ensemble.head(gathered.blocks)
         return Fused(logits, gathered, gathered_ns)

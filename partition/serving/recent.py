@@ -29,3 +29,8 @@ class RecentTimes:
         if len(self._sorted) < ENOUGH:
             return None
         return self._sorted[min(int(share * len(self._sorted)), len(self._sorted) - 1)]
+
+    @property
+    def median(self) -> float | None:
+        """Half of them took longer; None before the first."""
+        return self._sorted[len(self._sorted) // 2] if self._sorted else None

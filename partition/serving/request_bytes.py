@@ -7,19 +7,53 @@ picture as it came.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 
 from runtime.sessions.base import Array
 from runtime.tensor_spec import Layout, TensorSpec
 from runtime.wire.descriptors import message
+from runtime.wire.input_ref import put_input_ref
 from runtime.wire.tensors import datatype_of
 
 TO: dict[Layout, tuple[int, ...]] = {"NCHW": (0, 3, 1, 2), "NHWC": (0, 2, 3, 1)}
 RAW_INPUT_CONTENTS = 7 << 3 | 2  # the field's number, and that a length follows
 
 
+class Asked(Protocol):
+    """What all workers are asked: `rows` of an answer. `sensed`: no picture goes with it."""
+
+    rows: int
+    sensed: bool
+
+    def request(self, head: bytes, wanted: TensorSpec) -> bytes:
+        """The whole request, to an artefact with the input `wanted`; head is of request_head."""
+        ...
+
+
+class InputName:
+    """The name of an input, one picture, that every worker is to sense by itself."""
+
+    rows, sensed = 1, True
+
+    def __init__(self, name: str) -> None:
+        about = _REQUEST()
+        put_input_ref(about, name)
+        self._bytes: bytes = about.SerializeToString()
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def request(self, head: bytes, wanted: TensorSpec) -> bytes:
+        """See Asked."""
+        return head + self._bytes
+
+
 class PictureBytes:
     """The pictures of a request, (rows, ...) as `spec` says, for artefacts of either layout."""
+
+    sensed = False
 
     def __init__(self, x: Array, spec: TensorSpec) -> None:
         self.rows = len(x)
@@ -27,7 +61,7 @@ class PictureBytes:
         self._made: dict[tuple[str, Layout | None], tuple[bytes, memoryview]] = {}
 
     def request(self, head: bytes, wanted: TensorSpec) -> bytes:
-        """The whole request, to an artefact with the input `wanted`; head is of request_head."""
+        """See Asked."""
         key = wanted.name, wanted.layout
         if key not in self._made:
             self._made[key] = self._parts(wanted)
@@ -36,7 +70,7 @@ class PictureBytes:
     def _parts(self, wanted: TensorSpec) -> tuple[bytes, memoryview]:
         x = self._laid_out(wanted.layout)
         about = _REQUEST()
-        about.inputs.add(name=wanted.name, datatype=datatype_of(str(x.dtype)), shape=x.shape)
+        about.inputs.add(name=wanted.name, datatype=datatype_of(wanted.dtype), shape=x.shape)
         begin = bytes([RAW_INPUT_CONTENTS]) + _varint(x.nbytes)
         return about.SerializeToString() + begin, x.data
 

@@ -11,15 +11,18 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import numpy as np
 
 from partition.serving.ensemble import Ensemble
 from partition.serving.metrics import CoordinatorWatcher
+from partition.serving.request_bytes import InputName
 from partition.serving.turns import Turn, Turns
 from partition.serving.worker_link import WorkerLink
 from runtime.environment import edgevit_version
 from runtime.serving.services.inference import check_parameters
 from runtime.sessions.base import Array
 from runtime.wire.descriptors import Message, message
+from runtime.wire.input_ref import INPUT_AGE, input_ref
 from runtime.wire.refused import Refused, invalid, not_found
 from runtime.wire.tensors import decode, metadata_of, put_output, requested
 
@@ -27,6 +30,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 PLATFORM = "edgevit_cluster"
 READY, UNAVAILABLE = "READY", "UNAVAILABLE"
+BROADCAST, LOCAL_INPUT = "broadcast", "local-input"  # how workers come by their input
 # The stages of a request, one after another, which make up its total.
 STAGES = (
     "decode_us", "queue_us", "network_us", "worker_queue_us", "compute_us", "wait_us", "fuse_us",
@@ -42,12 +46,17 @@ class CoordinatorService:
         self,
         ensemble: Ensemble,
         turns: Turns,
+        sensed: Turns,
         states: States,
         ready: Callable[[], bool],
         watcher: CoordinatorWatcher,
     ) -> None:
-        """`states` are the workers and whether they may be asked; `ready`: any of them may be."""
-        self._ensemble, self._turns, self._states = ensemble, turns, states
+        """`turns` are for pictures, `sensed` for names of what workers sense, one at a time.
+
+        `states` are the workers and whether they may be asked; `ready`: any of them may be.
+        """
+        self._ensemble, self._turns, self._sensed = ensemble, turns, sensed
+        self._states = states
         self._ready, self._watcher = ready, watcher
 
     async def ServerLive(self, request: Message, context: Context) -> Message:
@@ -71,16 +80,20 @@ class CoordinatorService:
         return _SERVER_METADATA(name="edgevit", version=edgevit_version())
 
     async def ModelMetadata(self, request: Message, context: Context) -> Message:
-        """Input and output of the whole model, its labels, plan and sub-models."""
+        """Input and output of the whole model, its labels, plan and sub-models.
+
+        The property `workers` says how each SUBMODEL@DEVICE is at this moment, as JSON.
+        """
         self._check_model(request.name, request.version)
         ensemble = self._ensemble
+        workers = {worker.name: worker.facts(usable) for worker, usable in self._states()}
         return _MODEL_METADATA(
             name=ensemble.name,
             versions=[ensemble.version],
             platform=PLATFORM,
             inputs=[metadata_of(ensemble.input)],
             outputs=[metadata_of(ensemble.output)],
-            properties=ensemble.properties,
+            properties={**ensemble.properties, "workers": json.dumps(workers)},
         )
 
     async def ModelInfer(self, request: Message, context: Context) -> Message:
@@ -89,11 +102,13 @@ class CoordinatorService:
         status, degraded = grpc.StatusCode.INTERNAL, False
         stages: dict[str, int] = {}
         try:
-            x = self._picture(request)
+            x = self._asked(request)
             decoded = perf_counter_ns()
-            turn = await self._turns.take(x, context.time_remaining())
+            sensed = isinstance(x, InputName)
+            turns = self._sensed if sensed else self._turns
+            turn = await turns.take(x, context.time_remaining())
             degraded = bool(turn.fused.gathered.missing)
-            response = self._answer(request, turn)
+            response = self._answer(request, turn, sensed)
             ended = perf_counter_ns()
             stages = _stages(turn) | {
                 "decode_us": (decoded - begun) // 1000,
@@ -126,22 +141,30 @@ class CoordinatorService:
                 response.models.add(name=name, version=version, state=state, reason=reason)
         return response
 
-    def _picture(self, request: Message) -> Array:
-        """What is to be fused. Raises Refused."""
+    def _asked(self, request: Message) -> Array | InputName:
+        """The pictures of a request, or what its workers are to sense. Raises Refused."""
         self._check_model(request.model_name, request.model_version)
         ensemble = self._ensemble
         check_parameters(request)
         requested(request, [ensemble.output])
+        name = input_ref(request)
+        if name is not None:
+            return InputName(name)
         (x,) = decode(request, [ensemble.input])
         if len(x) > ensemble.most:
             raise invalid(
                 f"input '{ensemble.input.name}': expected at most {ensemble.most} rows in a "
                 f"request, got {len(x)}; send them in parts"
             )
+        if x.dtype.kind == "f" and not np.isfinite(x).all():
+            # Its block would be no numbers, and those of the requests that go with it neither.
+            raise invalid(
+                f"input '{ensemble.input.name}': it has NaN or infinity; mend the picture"
+            )
         return x
 
-    def _answer(self, request: Message, turn: Turn) -> Message:
-        """The answer but for its timings."""
+    def _answer(self, request: Message, turn: Turn, sensed: bool) -> Message:
+        """The answer but for its timings; `sensed`: the workers were sent no picture."""
         ensemble, gathered = self._ensemble, turn.fused.gathered
         response = _INFER(
             model_name=request.model_name, model_version=ensemble.version, id=request.id
@@ -153,10 +176,16 @@ class CoordinatorService:
         parameters["batch_size"].int64_param = turn.together
         parameters["degraded"].bool_param = bool(gathered.missing)
         parameters["missing"].string_param = json.dumps(list(gathered.missing))
+        if gathered.missing:
+            parameters["missing_reasons"].string_param = json.dumps(gathered.missing)
         blind = ensemble.blind(gathered.missing) if gathered.missing else []
         parameters["blind_classes"].string_param = json.dumps(blind)
         parameters["straggler"].string_param = f"{name}@{reply.place}"
         parameters["plan_digest"].string_param = ensemble.digest
+        parameters["mode"].string_param = LOCAL_INPUT if sensed else BROADCAST
+        if sensed and (ages_us := gathered.input_ages_us):
+            parameters[INPUT_AGE].int64_param = max(ages_us)
+            parameters["input_spread_us"].int64_param = max(ages_us) - min(ages_us)
         return response
 
     def _check_model(self, name: str, version: str) -> None:

@@ -1,7 +1,8 @@
 """Requests wait for their turn, and those that wait together are asked together.
 
 Where workers take one picture at a time, many requests are under way at once and queue at the
-agents. Where they take several, few are, so that what comes meanwhile becomes one call.
+agents. Where they take several, few are, so that what comes meanwhile becomes one call. What
+workers are to sense has turns of one row: each request is for what is there at its own time.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from time import perf_counter_ns
 import numpy as np
 
 from partition.serving.fuse import Fused
+from partition.serving.request_bytes import InputName
 from runtime.sessions.base import Array
 from runtime.wire.refused import exhausted
 
@@ -24,7 +26,7 @@ ONE_BY_ONE = (
 )
 TOGETHER = 2
 
-Run = Callable[[Array, float | None], Awaitable[Fused]]
+Run = Callable[[Array | InputName, float | None], Awaitable[Fused]]
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Turn:
 
 @dataclass(eq=False)
 class _Waiting:
-    x: Array
+    x: Array | InputName
     deadline_s: float | None
     turn: asyncio.Future[Turn]
     since_ns: int = field(default_factory=perf_counter_ns)
@@ -63,7 +65,7 @@ class Turns:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    async def take(self, x: Array, timeout_s: float | None) -> Turn:
+    async def take(self, x: Array | InputName, timeout_s: float | None) -> Turn:
         """Wait and run. Raises Refused, RESOURCE_EXHAUSTED, where too many wait already."""
         if len(self._waiting) >= self._limit:
             raise exhausted(
@@ -129,7 +131,7 @@ class Turns:
 
     async def _carry_out(self, batch: list[_Waiting]) -> None:
         begun = perf_counter_ns()
-        x = batch[0].x if len(batch) == 1 else np.concatenate([w.x for w in batch])
+        x = batch[0].x if len(batch) == 1 else _joined(batch)
         deadlines = [w.deadline_s for w in batch if w.deadline_s is not None]
         now = asyncio.get_running_loop().time()
         try:
@@ -146,6 +148,11 @@ class Turns:
                 queue_us = (begun - waiting.since_ns) // 1000
                 waiting.turn.set_result(Turn(fused, first, rows, queue_us, len(batch)))
             first += rows
+
+
+def _joined(batch: list[_Waiting]) -> Array:
+    """The pictures of several requests, rows one behind the other."""
+    return np.concatenate([w.x for w in batch if not isinstance(w.x, InputName)])
 
 
 def _end_if_unwanted(

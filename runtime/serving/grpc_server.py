@@ -81,5 +81,8 @@ def _options(limits: Limits) -> list[tuple[str, Any]]:
         ("grpc.keepalive_permit_without_calls", 1),
         # Clients may ask as often; gRPC's own five minutes would cut them off.
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 5 * SECOND),
+        # gRPC's own pings, by which a client measures its link, come as often as data does; over a
+        # slow one they were counted as a misuse, and the connection ended with too_many_pings.
+        ("grpc.http2.max_ping_strikes", 0),
         ("grpc.server_handshake_timeout_ms", 10 * SECOND),
     ]

@@ -118,7 +118,7 @@ def check_input(x: Array, spec: TensorSpec) -> None:
             + (f" ({spec.layout})" if spec.layout else "")
             + f", got {list(x.shape)}"
         )
-    if str(x.dtype) != spec.dtype:
+    if x.dtype != spec.dtype:
         raise RuntimeFault(f"input '{spec.name}': expected dtype {spec.dtype}, got {x.dtype}")
 
 

@@ -32,6 +32,9 @@ DATATYPES = {
     "FP64": "float64",
 }
 NAMES = {dtype: name for name, dtype in DATATYPES.items()}
+# Numpy needs microseconds to make a dtype from its name, and more to tell its name.
+_DTYPES: dict[str, np.dtype[Any]] = {name: np.dtype(dtype) for name, dtype in DATATYPES.items()}
+_DATATYPES = {dtype: name for name, dtype in _DTYPES.items()}
 # The field of `contents` that carries a datatype; small integers ride in the next larger field.
 CONTENTS = {
     "BOOL": "bool_contents",
@@ -110,7 +113,7 @@ def metadata_of(spec: TensorSpec) -> Message:
 def put_input(request: Message, name: str, x: Array) -> None:
     """Add a tensor to a ModelInferRequest, raw."""
     tensor = request.inputs.add()
-    tensor.name, tensor.datatype = name, datatype_of(str(x.dtype))
+    tensor.name, tensor.datatype = name, _datatype(x)
     tensor.shape.extend(x.shape)
     request.raw_input_contents.append(np.ascontiguousarray(x).tobytes())
 
@@ -118,7 +121,7 @@ def put_input(request: Message, name: str, x: Array) -> None:
 def put_output(response: Message, name: str, x: Array) -> None:
     """Add a tensor to a ModelInferResponse, raw."""
     tensor = response.outputs.add()
-    tensor.name, tensor.datatype = name, datatype_of(str(x.dtype))
+    tensor.name, tensor.datatype = name, _datatype(x)
     tensor.shape.extend(x.shape)
     response.raw_output_contents.append(np.ascontiguousarray(x).tobytes())
 
@@ -157,7 +160,12 @@ def _checked(tensor: Message, spec: TensorSpec) -> tuple[np.dtype[Any], list[int
     if not fits(shape, spec.shape):
         layout = f" ({spec.layout})" if spec.layout else ""
         raise invalid(f"input '{spec.name}': expected shape {spec.shape}{layout}, got {shape[:8]}")
-    return np.dtype(spec.dtype), shape
+    return _DTYPES[wants], shape
+
+
+def _datatype(x: Array) -> str:
+    """The protocol's name of an array's dtype."""
+    return _DATATYPES.get(x.dtype) or datatype_of(str(x.dtype))
 
 
 def _dtype_of(tensor: Message) -> np.dtype[Any]:
@@ -166,7 +174,7 @@ def _dtype_of(tensor: Message) -> np.dtype[Any]:
             f"'{tensor.name}': expected a datatype of {', '.join(DATATYPES)}, "
             f"got '{tensor.datatype[:20]}'"
         )
-    return np.dtype(DATATYPES[tensor.datatype])
+    return _DTYPES[tensor.datatype]
 
 
 def _shape_of(tensor: Message) -> list[int]:

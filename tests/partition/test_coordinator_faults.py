@@ -32,7 +32,7 @@ from coordinator_tools import (
     status_of,
     write_plan,
 )
-from tcp_proxy import BLACKHOLE, PASS, RESET, proxied
+from shaping_proxy import BLACKHOLE, PASS, RESET, proxied
 
 from runtime.wire.descriptors import HEALTH
 

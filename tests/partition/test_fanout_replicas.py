@@ -16,7 +16,7 @@ from coordinator_tools import (
     predict,
     write_plan,
 )
-from tcp_proxy import proxied
+from shaping_proxy import proxied
 
 REPLICAS = (("pi-1",), ("pi-2",), ("pi-0",))
 LOADS = ((0, 2), (1, 0), (2, 1))

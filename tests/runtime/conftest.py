@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from runtime.digest import sha256_of, size_of
+from runtime.serving.storage.store import Store
 from runtime.sessions import open_session
 
 SIZE = 32
@@ -204,3 +205,11 @@ def make_bundle(tiny: Tiny, tmp_path: Path) -> MakeBundle:
 def tiny_bundle(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny network for LiteRT and ONNX Runtime, in a folder `tiny`; not to be changed."""
     return write_bundle(tiny, tmp_path_factory.mktemp("bundles") / "tiny", ("tflite", "onnx"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """A store with nothing in it."""
+    opened = Store.open(tmp_path / "store")
+    yield opened
+    opened.close()

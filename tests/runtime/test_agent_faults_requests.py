@@ -182,7 +182,7 @@ def test_load_parameters_of_the_wrong_kind(serving: Serving) -> None:
 
 
 def test_a_call_the_agent_does_not_have(serving: Serving) -> None:
-    for path in ("/inference.GRPCInferenceService/ModelStreamInfer", "/x/y"):
+    for path in ("/inference.GRPCInferenceService/ModelStatistics", "/x/y"):
         raw = serving.channel.unary_unary(path)
         code, _ = refusal(lambda raw=raw: raw(b"", timeout=30))
         assert code == grpc.StatusCode.UNIMPLEMENTED

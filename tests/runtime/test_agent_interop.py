@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from agent_tools import ask, channel_to, infer_request, refusal, running_agent
 from cli_tools import ROOT, TINY, edgevit, write_model
 from google.protobuf import descriptor_pb2, descriptor_pool
+from venv_tools import TRITON, make_venv, pip, run
 
 from runtime.bundle import read_bundle, read_reference
 from runtime.sessions import open_session
@@ -24,32 +24,8 @@ from runtime.wire.descriptors import methods as methods_of
 from runtime.wire.service import call
 from runtime.wire.tensors import read_outputs
 
-TRITON = "tritonclient[grpc]==2.73.0"
 CALLS = ROOT / "tests" / "tritonclient_calls.py"
 NAME = "tinynet-net"  # what the agent calls a bundle of `tinynet:net`
-LIMIT_S = 300
-
-
-def run(*words: object, cwd: Path) -> str:
-    """Run a program to its end; its stdout."""
-    done = subprocess.run(
-        [*map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=LIMIT_S, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def pip(python: Path, *packages: object) -> None:
-    """Install from the registry into the environment of an interpreter."""
-    words = ["-m", "pip", "--python", python, "install", "--quiet", "--no-compile",
-             "--disable-pip-version-check"]  # fmt: skip
-    run(sys.executable, *words, *packages, cwd=python.parent)
-
-
-def make_venv(folder: Path) -> Path:
-    """An empty environment; its interpreter."""
-    run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
-    return folder / "bin" / "python"
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +107,11 @@ def check(found: dict[str, Any], made: Made, tolerance: float) -> None:
     for output in (found["output"], found["again"]):
         np.testing.assert_allclose(output, made.logits, rtol=0, atol=tolerance)
     assert found["id"] == "seven"
+    assert [number for number, _, _ in found["streamed"]] == ["0", "", "2"]
+    for _, output, error in (found["streamed"][0], found["streamed"][2]):
+        np.testing.assert_allclose(output, made.logits, rtol=0, atol=tolerance)
+        assert not error
+    assert found["streamed"][1][1] is None and "[1, 2, 2, 3]" in found["streamed"][1][2]
     parts = ("queue_us", "decode_us", "compute_us", "encode_us", "total_us")
     assert set(parts) <= set(found["timings"])
     assert found["timings"]["total_us"] >= found["timings"]["compute_us"] > 0

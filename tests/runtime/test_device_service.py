@@ -23,20 +23,12 @@ import runtime.serving.storage.uploads as uploads
 from runtime.digest import size_of
 from runtime.run_record import Environment
 from runtime.serving.limits import MIB, Limits
-from runtime.serving.storage.store import Store
 from runtime.serving.storage.uploads import sound
 from runtime.wire.bundle_plan import chunks, plan_of
 from runtime.wire.descriptors import message
 
 CODE = grpc.StatusCode
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def store(tmp_path):
-    opened = Store.open(tmp_path / "store")
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

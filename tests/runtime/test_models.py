@@ -18,20 +18,12 @@ from engine_tools import FOREVER, bundle_with, counting, doubling, gone, run, un
 
 from runtime.serving.model import ModelSettings
 from runtime.serving.models import Models
-from runtime.serving.storage.store import Store
 from runtime.sessions import installed
 from runtime.wire.refused import Refused
 
 CODE = grpc.StatusCode
 ROOT = Path(__file__).resolve().parents[2]
 X = np.full((1, 2), 3, np.float32)
-
-
-@pytest.fixture
-def store(tmp_path):
-    opened = Store.open(tmp_path / "store")
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

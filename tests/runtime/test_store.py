@@ -11,7 +11,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from store_tools import NAMED, header, refused, send, tree, write_bundle
+from store_tools import NAMED, header, refused, reopen, send, tree, write_bundle
 
 from runtime.bundle import check_bytes
 from runtime.digest import sha256_tree, size_of
@@ -26,20 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def store(tmp_path):
-    opened = Store.open(tmp_path / "store")
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
 def source(tmp_path):
     return write_bundle(tmp_path / "source", more={"deep/er/notes.txt": b"x", "empty": b""})
-
-
-def reopen(store: Store) -> Store:
-    store.close()
-    return Store.open(store.root)
 
 
 def test_a_bundle_goes_in_whole_and_is_found_again(store, source):

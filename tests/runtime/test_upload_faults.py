@@ -34,13 +34,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def store(tmp_path):
-    opened = Store.open(tmp_path / "store")
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
 def source(tmp_path):
     return write_bundle(tmp_path / "source", size=300_000, more={"deep/notes.txt": b"x" * 5000})
 

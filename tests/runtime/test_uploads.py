@@ -12,7 +12,7 @@ import grpc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from store_tools import header, parts, refused, send, tree, write_bundle
+from store_tools import header, parts, refused, reopen, send, tree, write_bundle
 
 from runtime.digest import size_of
 from runtime.serving.storage.incoming import KEEP_COUNT, KEEP_S
@@ -21,13 +21,6 @@ from runtime.wire.bundle_plan import BundlePlan, digest_of, plan_of, scan
 
 CODE = grpc.StatusCode
 DAY_S = 24 * 3600
-
-
-@pytest.fixture
-def store(tmp_path):
-    opened = Store.open(tmp_path / "store")
-    yield opened
-    opened.close()
 
 
 @pytest.fixture
@@ -43,11 +36,6 @@ def half(store: Store, source: Path, count: int = 2) -> str:
         upload.write(*part)
     upload.suspend()
     return plan.digest
-
-
-def reopen(store: Store, quota: int | None = None) -> Store:
-    store.close()
-    return Store.open(store.root, quota)
 
 
 def left(store: Store) -> list[str]:

@@ -38,6 +38,7 @@ NUMBERS = {
         "model_name": 1, "model_version": 2, "id": 3, "parameters": 4, "outputs": 5,
         "raw_output_contents": 6,
     },
+    "inference.ModelStreamInferResponse": {"error_message": 1, "infer_response": 2},
     "inference.ModelMetadataResponse": {
         "name": 1, "versions": 2, "platform": 3, "inputs": 4, "outputs": 5, "properties": 6,
     },
@@ -67,8 +68,9 @@ NUMBERS = {
 
 CALLS = {
     INFERENCE: [
-        "ModelInfer", "ModelMetadata", "ModelReady", "RepositoryIndex", "RepositoryModelLoad",
-        "RepositoryModelUnload", "ServerLive", "ServerMetadata", "ServerReady",
+        "ModelInfer", "ModelMetadata", "ModelReady", "ModelStreamInfer", "RepositoryIndex",
+        "RepositoryModelLoad", "RepositoryModelUnload", "ServerLive", "ServerMetadata",
+        "ServerReady",
     ],
     DEVICE: ["Describe", "Profile", "Remove", "UploadBundle", "UploadStatus"],
     HEALTH: ["Check", "Watch"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from time import perf_counter_ns
 from typing import Any
 
@@ -13,10 +13,14 @@ import grpc
 import grpc.aio
 
 from runtime.environment import edgevit_version
+from runtime.serving.inputs_folder import InputsFolder
 from runtime.serving.model import READY, Answer, ServedModel
 from runtime.serving.models import Models
 from runtime.serving.observer import Observer
+from runtime.serving.services.infer_stream import answer_in_order
+from runtime.sessions.base import Array
 from runtime.wire.descriptors import Message, message
+from runtime.wire.input_ref import INPUT_AGE, input_ref, input_refused
 from runtime.wire.refused import Refused, invalid
 from runtime.wire.tensors import decode, metadata_of, put_output, requested
 
@@ -37,17 +41,31 @@ NOT_HERE = {
 
 
 class InferenceService:
-    """The nine calls. What they refuse is raised as Refused, which runtime.wire.service answers.
+    """The ten calls. What they refuse is raised as Refused, which runtime.wire.service answers.
 
     `answered` counts the inference requests to models that are there, whatever the answer was.
     """
 
-    def __init__(self, models: Models, observer: Observer, ready: Callable[[], bool]) -> None:
-        """Serve `models`; `ready` tells whether the server as a whole takes calls."""
-        self._models = models
+    def __init__(
+        self,
+        models: Models,
+        observer: Observer,
+        ready: Callable[[], bool],
+        inputs: InputsFolder | None = None,
+    ) -> None:
+        """Serve `models`; `ready` tells whether the server as a whole takes calls.
+
+        `inputs` are those that a request may name instead of sending one.
+        """
+        self._models, self._inputs = models, inputs
         self._observer = observer
         self._ready = ready
+        self._ending = asyncio.Event()
         self.answered = 0
+
+    def drain(self) -> None:
+        """Let streams end once they have answered what they were asked."""
+        self._ending.set()
 
     async def ServerLive(self, request: Message, context: Context) -> Message:
         """Yes: it answers."""
@@ -82,18 +100,31 @@ class InferenceService:
         )
 
     async def ModelInfer(self, request: Message, context: Context) -> Message:
-        """Run a model once, or as a part of a batch."""
+        """Run a model once, or as a part of a batch; on what is sent or on what is here."""
+        return await self._infer(request, context.time_remaining())
+
+    async def ModelStreamInfer(self, requests: AsyncIterator[Message], context: Context) -> None:
+        """The same of many requests, which are answered in their order."""
+        await answer_in_order(requests, context, self._infer, self._ending)
+
+    async def _infer(self, request: Message, timeout_s: float | None) -> Message:
+        """Answer a request that may take timeout_s. Raises Refused."""
         begun = perf_counter_ns()
         model = self._models.find(request.model_name, request.model_version)
         status, timings = grpc.StatusCode.INTERNAL, None
         try:
             check_parameters(request)
             wanted = requested(request, model.outputs)
-            answer = await model.infer(
-                decode(request, model.inputs), timeout_s=context.time_remaining()
-            )
+            name = input_ref(request)
+            if name is None:
+                x, age_us = decode(request, model.inputs), None
+            else:
+                x, age_us = await self._sensed(name, model)
+            answer = await model.infer(x, timeout_s=timeout_s)
             timings = answer.timings
             response = _answer(request, model, answer, wanted)
+            if age_us is not None:
+                response.parameters[INPUT_AGE].int64_param = age_us
             total_us = (perf_counter_ns() - begun) // 1000
             response.parameters["total_us"].int64_param = total_us
             status = grpc.StatusCode.OK
@@ -136,6 +167,22 @@ class InferenceService:
                 raise invalid(f"expected no parameters, got '{name[:80]}'")
         await self._models.unload(request.model_name)
         return _UNLOADED()
+
+    async def _sensed(self, name: str, model: ServedModel) -> tuple[list[Array], int]:
+        """The input of this device that a request names, and its age in us. Raises Refused."""
+        if self._inputs is None:
+            raise input_refused(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"this agent has no inputs of its own, so no '{name}'; start it with --inputs DIR, "
+                "or send the input",
+            )
+        if len(model.inputs) != 1:
+            raise input_refused(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"'{model.name}' has {len(model.inputs)} inputs; a name stands for one; send them",
+            )
+        x, age_us = await self._inputs.read(name, model.inputs[0])
+        return [x], age_us
 
 
 def _answer(request: Message, model: ServedModel, answer: Answer, wanted: list[int]) -> Message:
