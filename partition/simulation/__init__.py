@@ -1,0 +1,1 @@
+"""A cluster that is not there: its devices, its links, and what happens to a request in it."""
