@@ -21,12 +21,15 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
 import torch
 from edvit_tables import body_of
+from plain_letters import plain_letters
 from result_page import publish
 from safetensors.torch import load_file
 
 from edgevit.data import Dataset, at_size, open_splits
+from edgevit.data.dataset import ArrayDataset
 from edgevit.models.vit import VisionTransformer
 from edgevit.training import Preprocess, TrainOptions, train
 from edgevit.training.loader import evaluation_batches
@@ -86,9 +89,10 @@ def asked() -> argparse.Namespace:
     parser.add_argument("--parts", type=int, nargs="+", default=[1, 2, 3, 5, 10])
     for name, default in (
         ("width", 96), ("depth", 4), ("heads", 12), ("keep", 5), ("side", 48), ("threads", 1),
-        ("full-epochs", 60), ("epochs", 60),
+        ("full-epochs", 60), ("epochs", 60), ("plain-epochs", 0),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--lr", type=float, default=TrainOptions.lr)
     parser.add_argument("--with-other-only", action="store_true")
     parser.add_argument("--work", default="")
     parser.add_argument("--out", default="docs/results/edvit.md")
@@ -102,9 +106,12 @@ class Bench:
         self.options, self.seed = options, seed
         side = options.side
         self.pre = Preprocess(side, side, (0.5,) * 3, (0.5,) * 3)
-        self.train, self.test = (at_size(d, side, side) for d in open_splits(options.data))
+        self.train, self.test = (_held(at_size(d, side, side)) for d in open_splits(options.data))
         self.classes = len(self.train.classes)
-        shape = f"{options.width}-{options.depth}-{options.heads}-{side}-{options.full_epochs}"
+        shape = (
+            f"{options.width}-{options.depth}-{options.heads}-{side}-{options.full_epochs}"
+            + f"-plain{options.plain_epochs}" * bool(options.plain_epochs)
+        )
         self.folder = work / f"{options.data.replace(':', '-')}-{shape}" / str(seed)
         self.views = Views(self.pre, seed=seed)
         self.full = self._trained()
@@ -141,12 +148,21 @@ class Bench:
         if (done / "train.json").exists():
             vit.load_state_dict(load_file(done / "model.safetensors"))
             return vit.eval()
-        recipe = TrainOptions(
-            self.pre, epochs=o.full_epochs, mixup=0.0, crop_area=0.8, seed=self.seed,
-            threads=o.threads, resume=(done / "state").exists(),
-        )  # fmt: skip
-        train(vit, self.train, Taught(self.train, (), 0.2, self.seed), recipe, done)
+        if o.plain_epochs:
+            plain = plain_letters(self.train, o.side, self.seed)
+            self._train(vit, plain, o.plain_epochs, self.folder / "plain")
+        self._train(vit, self.train, o.full_epochs, done)
         return vit.eval()
+
+    def _train(self, vit: VisionTransformer, data: Dataset, epochs: int, out: Path) -> None:
+        if (out / "train.json").exists():
+            vit.load_state_dict(load_file(out / "model.safetensors"))
+            return
+        recipe = TrainOptions(
+            self.pre, epochs=epochs, mixup=0.0, crop_area=0.8, lr=self.options.lr, seed=self.seed,
+            threads=self.options.threads, resume=(out / "state").exists(),
+        )  # fmt: skip
+        train(vit, data, Taught(data, (), 0.2, self.seed), recipe, out)
 
     def _submodels(self, groups: Sequence[Sequence[int]], other: bool) -> list[Submodel]:
         folder = (
@@ -190,6 +206,14 @@ class Bench:
                             fused_scores(head, held, s).top1_percent for s in sets
                         )
         return found
+
+
+def _held(data: Dataset) -> ArrayDataset:
+    """The same pictures, opened or drawn once."""
+    pictures, labels = zip(*(data[index] for index in range(len(data))), strict=True)
+    return ArrayDataset(
+        tuple(data.classes), np.stack(pictures), np.array(labels), np.arange(len(data))
+    )
 
 
 def _batches(data: Dataset, pre: Preprocess) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -42,7 +42,7 @@ def draw(letter: str, font: Path, size: int, rng: np.random.Generator) -> Pictur
     palette = _palette(rng)
     canvas = _ground(palette, size, rng)
     ink = Image.new("RGB", (size, size), _rgb(palette.ink))
-    canvas.paste(ink, mask=_letter(letter, font, size, rng))
+    canvas.paste(ink, mask=letter_mask(letter, font, size, rng))
     _scratch(canvas, palette, rng)
     blurred, radius = rng.random() < BLURRED, rng.uniform(0.0, 0.015) * size
     if blurred:
@@ -123,7 +123,7 @@ def _scratch(canvas: Image.Image, palette: _Palette, rng: np.random.Generator) -
     canvas.paste(colour, mask=mask.reduce(OVERSAMPLED))
 
 
-def _letter(letter: str, font: Path, size: int, rng: np.random.Generator) -> Image.Image:
+def letter_mask(letter: str, font: Path, size: int, rng: np.random.Generator) -> Image.Image:
     """How much of each pixel the posed letter covers, 0..255, (size, size)."""
     from PIL import Image, ImageDraw
 

@@ -14,7 +14,7 @@ from cli_tools import ROOT
 
 from edgevit.data import DataError, open_dataset
 from edgevit.data.digits import _read
-from edgevit.data.glyph_drawing import LEAST_CONTRAST, LUMA, ROOM, _letter, _palette
+from edgevit.data.glyph_drawing import LEAST_CONTRAST, LUMA, ROOM, _palette, letter_mask
 
 ITEMS_OF_A_COPY = """
 import pickle, sys
@@ -103,7 +103,7 @@ def test_letters_stay_where_a_centre_crop_leaves_them():
     for index in range(300):
         rng = np.random.default_rng(index)
         font = dataset.fonts[index % len(dataset.fonts)]
-        mask = np.asarray(_letter(dataset.classes[index % 62], font, 100, rng)) > 25
+        mask = np.asarray(letter_mask(dataset.classes[index % 62], font, 100, rng)) > 25
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         for found in (rows, columns):
             assert found[0] >= 100 * (0.5 - ROOM) - 1 and found[-1] <= 100 * (0.5 + ROOM)
