@@ -20,9 +20,12 @@ demo: $(STAMP)
 	$(BIN)/edgevit convert shvit_s1 --to all -o demo/shvit_s1 --force
 	$(BIN)/edgevit verify demo/shvit_s1
 	$(BIN)/edgevit profile demo/shvit_s1 --per-op -o demo/report.html
+	$(BIN)/python examples/cluster_demo.py demo/cluster
 	@echo
 	@echo "bundle: demo/shvit_s1"
 	@echo "report: demo/report.html"
+	@echo "cluster: demo/cluster/plan"
+	@echo "report: demo/cluster/cluster.html"
 
 # The fast tests first, then the end-to-end ones; CI runs both. A file's tests stay in one process.
 JOBS ?= 2
