@@ -1,6 +1,6 @@
 """One ViT on three devices, of which one goes and comes back. All of them are this machine.
 
-    python examples/cluster_demo.py [OUT]
+    python examples/cluster_demo.py [OUT] [--epochs N]
 
 Trains a small ViT on handwritten digits, splits it, launches three agents and a coordinator, asks,
 ends an agent, asks again, launches it again, and writes the cluster's latency report to
@@ -9,6 +9,7 @@ OUT/cluster.html. Every step is a command that is printed before it runs. Takes 
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shlex
@@ -33,17 +34,27 @@ devices:
 """
 
 
-def main(out: Path) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description="One ViT on three devices.")
+    parser.add_argument("out", nargs="?", type=Path, default=Path("demo/cluster"))
+    parser.add_argument("--epochs", type=int, default=25, help="Of the ViT; its parts need fewer.")
+    given = parser.parse_args()
+    demonstrate(given.out, given.epochs, max(1, given.epochs * 3 // 5))
+
+
+def demonstrate(out: Path, epochs: int, part_epochs: int) -> None:
+    """All of it; whatever happens, nothing that was launched is left."""
     out.mkdir(parents=True, exist_ok=True)
     cluster, plan, digit = out / "cluster.yaml", out / "plan", out / "digit.png"
     cluster.write_text(CLUSTER, encoding="utf-8")
     picture, label = open_splits("digits")[1][0]
     Image.fromarray(picture).resize((48, 48)).save(digit)
 
-    edgevit("train", MODEL, "--data", "digits", "--epochs", 25, "-o", out / "ckpt")
+    edgevit("train", MODEL, "--data", "digits", "--epochs", epochs, "-o", out / "ckpt")
     edgevit(
         "partition", MODEL, "--weights", out / "ckpt" / "model.safetensors", "--data", "digits",
-        "--cluster", cluster, "--epochs", 15, "--fusion-epochs", 15, "-o", plan, "--force",
+        "--cluster", cluster, "--epochs", part_epochs, "--fusion-epochs", part_epochs,
+        "-o", plan, "--force",
     )  # fmt: skip
     try:
         edgevit("cluster", "launch", plan, "--listen", "127.0.0.1:0")
@@ -89,4 +100,4 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "demo/cluster"))
+    main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import shutil
 import signal
@@ -14,6 +15,8 @@ from types import ModuleType
 import pytest
 import torch
 from cli_tools import CLASSES, TINY, Answer, edgevit, write_model
+
+from runtime.serving.logs import JsonLines
 
 # On a busy machine the threads of a small operator mostly wait for each other.
 torch.set_num_threads(1)
@@ -31,6 +34,15 @@ TORCHVISION_SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
+
+
+@pytest.fixture(autouse=True)
+def no_log_stays() -> Iterator[None]:
+    """A server that a test runs in its own process logs to a stderr that is closed soon after."""
+    yield
+    root = logging.getLogger()
+    for handler in [h for h in root.handlers if isinstance(h.formatter, JsonLines)]:
+        root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

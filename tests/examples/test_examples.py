@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -48,6 +49,19 @@ def test_zoo_model(tmp_path: Path) -> None:
     printed = run("convert_zoo_model.py", "shvit_s1", "bundle", cwd=tmp_path)
     assert "weights random, seed 0" in printed
     assert len(re.findall(r"model\.(onnx|tflite), [\d.]+ MB, passed", printed)) == 2
+
+
+@pytest.mark.slow
+def test_the_cluster_demo_loses_a_device_and_has_it_back(tmp_path: Path) -> None:
+    """With the model of "small_vit.py"; an epoch is enough to see every step."""
+    said = run("cluster_demo.py", "out", "--epochs", "1", cwd=tmp_path)
+    whole = [line for line in said.splitlines() if "3 of 3 sub-models answered" in line]
+    lost = [line for line in said.splitlines() if "2 of 3 sub-models answered" in line]
+    assert len(whole) == 2 and len(lost) == 1 and "degraded, without sub1" in said
+    assert {p.name for p in (tmp_path / "out").iterdir()} >= {"plan", "cluster.html", "cluster.csv"}
+    state = json.loads((tmp_path / "out" / "plan.cluster" / "state.json").read_text())
+    assert state["coordinator"] is None
+    assert not any(device["started"] for device in state["devices"].values())
 
 
 def test_no_example_goes_untested() -> None:

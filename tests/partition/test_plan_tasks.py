@@ -141,7 +141,7 @@ def test_explicit_classes_by_name(tmp_path):
         ("[[dog], [caat]]", "no class 'caat'.*Did you mean 'cat'"),
         ("{a: [dog]}", "expected a list with a list"),
         ("[dog, cat]", "expected a list with a list"),
-        ("[[", "cannot read"),
+        ("[[", "is not YAML"),
     ):
         path.write_text(text)
         with pytest.raises(PartitionError, match=said):
