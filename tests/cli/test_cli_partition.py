@@ -221,23 +221,33 @@ def test_the_artefacts_and_the_head_reach_the_accuracy_of_the_plan(planned):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("where", "behind", "number"),
-    [
-        ("training", "sub0-prune", signal.SIGKILL),
-        ("conversion", "sub1-train", signal.SIGKILL),
-        ("fusion", "fusion", signal.SIGINT),
-    ],
-)
-def test_a_run_that_is_cut_off_goes_on_to_the_same_plan(
-    trained, planned, tmp_path, where, behind, number
-):
-    """Cut off while a step is under way; no process stays, and the next run does only the rest."""
+def test_a_run_that_is_cut_off_goes_on_to_the_same_plan(trained, planned, tmp_path):
+    """Cut off in training, in conversion and in fusion; each run does only what is left."""
     out, partial = tmp_path / "PLAN", tmp_path / "PLAN.partial"
     steps = partial / "steps"
+    for behind, number in (
+        ("sub0-prune", signal.SIGKILL), ("sub1-train", signal.SIGKILL), ("fusion", signal.SIGINT),
+    ):  # fmt: skip
+        cut_off(trained, out, behind, number)
+    shutil.copytree(steps, tmp_path / "kept", copy_function=os.link)  # by which files are known
+    answer = finish(start(*words(trained, out, "--json"), cwd=trained), PATIENCE_S)
+    assert answer.code == 0, answer.err
+    found = answer.json()
+    assert found["digest"] == planned.record["digest"]
+    assert found["next"] == ["edgevit", "cluster", "launch", str(out)]
+    check_files(read_plan(out))
+    assert not partial.exists()
+    for name in ("sub0", "sub1"):  # its bundles are the very files that a run before it made
+        assert (out / name / "model.tflite").stat().st_nlink == 2
+
+
+def cut_off(trained, out, behind, number):
+    """Run until the step `behind` is done and another is under way; then signal the process."""
+    steps = out.with_name("PLAN.partial") / "steps"
     process = start(*words(trained, out), cwd=trained)
+    known = set(steps.glob(f"{UNFINISHED}*"))  # what the run before left is thrown away
     deadline = time.monotonic() + PATIENCE_S
-    while not (any(steps.glob(f"{behind}-*")) and any(steps.glob(f"{UNFINISHED}*"))):
+    while not (any(steps.glob(f"{behind}-*")) and set(steps.glob(f"{UNFINISHED}*")) - known):
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()
         time.sleep(0.02)
     children = psutil.Process(process.pid).children(recursive=True)
@@ -250,17 +260,6 @@ def test_a_run_that_is_cut_off_goes_on_to_the_same_plan(
         assert "PLAN.partial: the same command goes on from there" in cut.err
     else:
         assert cut.code == -number
-    shutil.copytree(steps, tmp_path / "kept", copy_function=os.link)  # by which files are known
-    answer = finish(start(*words(trained, out, "--json"), cwd=trained), PATIENCE_S)
-    assert answer.code == 0, answer.err
-    found = answer.json()
-    assert found["digest"] == planned.record["digest"]
-    assert found["next"] == ["edgevit", "cluster", "launch", str(out)]
-    check_files(read_plan(out))
-    assert not partial.exists()
-    if where == "fusion":  # its bundles are the very files that the first run made
-        for name in ("sub0", "sub1"):
-            assert (out / name / "model.tflite").stat().st_nlink == 2
 
 
 @pytest.mark.slow
