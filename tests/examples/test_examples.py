@@ -59,7 +59,7 @@ def test_small_vit_is_one_that_can_be_partitioned() -> None:
         capture_output=True, text=True, timeout=300, check=True,
     )  # fmt: skip
     found = json.loads(said.stdout)  # of "small_vit.py"
-    assert found["params_before"] == 523402 and found["classes"] == 10
+    assert found["proof"]["params_before"] == 523402 and found["classes"] == 10
 
 
 def test_no_example_goes_untested() -> None:
