@@ -59,6 +59,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/agent.py
 	$(BIN)/python benchmarks/coordinator.py
 	$(BIN)/python benchmarks/cluster_faults.py
+	$(BIN)/python benchmarks/edvit_simulation.py
 	$(BIN)/python benchmarks/train_digits.py
 
 clean:
