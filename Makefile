@@ -28,7 +28,8 @@ demo: $(STAMP)
 	@echo "report: demo/cluster/cluster.html"
 
 # The fast tests first, then the end-to-end ones; CI runs both. A file's tests stay in one process.
-JOBS ?= 2
+# Many of them wait for processes to start and to end, so that three at a time keep two cores busy.
+JOBS ?= 3
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow"
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m slow

@@ -35,8 +35,9 @@ pids=
 tidy() {
     status=$?
     trap '' INT TERM HUP
-    for pid in $pids; do kill "$pid" 2>/dev/null || :; done
-    for pid in $pids; do wait "$pid" 2>/dev/null || :; done
+    # The last one may have been started, and not be among them yet.
+    for pid in $pids ${!:-}; do kill "$pid" 2>/dev/null || :; done
+    for pid in $pids ${!:-}; do wait "$pid" 2>/dev/null || :; done
     rm -rf "$work"
     exit "$status"
 }

@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from agent_tools import channel_to, refusal, running_agent
+from agent_tools import channel_to, eventually, refusal, running_agent
 from coordinator_tools import addresses_of, coordinating, is_right, pictures, predict, write_plan
 from server_tools import PATIENCE_S, run, served, until
 
@@ -252,6 +252,7 @@ def test_an_agent_without_streams_is_asked_by_calls(tmp_path: Path) -> None:
             code, _ = refusal(lambda channel=channel: list(stream_of(channel)))
             assert (code is not CODE.UNIMPLEMENTED) is has
         channel = stack.enter_context(channel_to(coordinator.address))
+        eventually(lambda: predict(channel, pictures(1)).missing == [])
         for seed in range(3):
             answer = predict(channel, pictures(1, seed))
             assert answer.missing == [] and is_right(plan, pictures(1, seed), answer)
