@@ -91,7 +91,7 @@ def stopped_at_the_end(plan: Path) -> Iterator[None]:
 def launched(plan: TinyPlan, options: CoordinatorOptions = OPTIONS) -> Launched:
     """A launch in which nothing goes wrong."""
     found = launch(plan.path, options, silent)
-    assert found.problems == [] and found.notes == []
+    assert (found.problems, found.notes) == ([], [])
     return found
 
 

@@ -66,7 +66,8 @@ main() {
     if ! holder; then
         kind=started
         mkdir -p "$folder" || fail folder
-        rm -f "$folder/agent.pid" "$folder/token"
+        # With what the last one said of itself, or that would be taken for the new one's word.
+        rm -f "$folder/agent.pid" "$folder/agent.json" "$folder/token"
         if [ -n "$token" ]; then
             set -- "$@" --token-file "$folder/token"
             cat >"$folder/token" <<END || fail folder
