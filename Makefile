@@ -28,11 +28,13 @@ demo: $(STAMP)
 	@echo "report: demo/cluster/cluster.html"
 
 # The fast tests first, then the end-to-end ones; CI runs both. A file's tests stay in one process.
-# Many of them wait for processes to start and to end, so that three at a time keep two cores busy.
+# Many fast ones wait for processes to start and to end, so that three at a time keep two cores busy;
+# the slow ones compute.
 JOBS ?= 3
+SLOW_JOBS ?= 2
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow"
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m slow
+	$(BIN)/python -m pytest -q -n $(SLOW_JOBS) --dist loadfile -m slow
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
