@@ -63,6 +63,8 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/coordinator.py
 	$(BIN)/python benchmarks/cluster_faults.py
 	$(BIN)/python benchmarks/edvit_simulation.py
+	$(BIN)/python benchmarks/edvit_geometry.py --latency --engine onnx
+	$(BIN)/python benchmarks/edvit_importance.py
 	$(BIN)/python benchmarks/train_digits.py
 
 clean:
