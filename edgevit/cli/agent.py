@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgevit.cli.app import AsJson, Threads, app
+from edgevit.cli.server_options import Insecure, Metrics, TlsCert, TlsClientCa, TlsKey
 
 if TYPE_CHECKING:
     from runtime.agent import Running
@@ -68,27 +69,17 @@ def agent(
     isolate: Annotated[
         bool, typer.Option("--isolate/--no-isolate", help="Engines in processes of their own.")
     ] = True,
-    tls_cert: Annotated[
-        Path | None, typer.Option("--tls-cert", help="The server's certificate, PEM.")
-    ] = None,
-    tls_key: Annotated[Path | None, typer.Option("--tls-key", help="Its key, PEM.")] = None,
-    tls_client_ca: Annotated[
-        Path | None,
-        typer.Option("--tls-client-ca", help="Ask callers for a certificate that this signed."),
-    ] = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_client_ca: TlsClientCa = None,
     token_file: Annotated[
         Path | None,
         typer.Option(
             "--token-file", envvar="EDGEVIT_TOKEN_FILE", help="Ask callers for the token in it."
         ),
     ] = None,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Listen beyond this machine and ask for nothing.")
-    ] = False,
-    metrics: Annotated[
-        str | None,
-        typer.Option("--metrics", metavar="ADDR", help="HOST:PORT for Prometheus; off by default."),
-    ] = None,
+    insecure: Insecure = False,
+    metrics: Metrics = None,
     quota: Annotated[
         int | None,
         typer.Option(

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from edgevit.cli.app import AsJson, app
 from edgevit.cli.cluster_options import PlanFolder
 from edgevit.cli.device_options import quiet_grpc
+from edgevit.cli.server_options import Insecure, Metrics, TlsCert, TlsClientCa, TlsKey
 
 if TYPE_CHECKING:
     from partition.cluster.coordinator import CoordinatorOptions
@@ -52,24 +53,14 @@ def launch(
         float,
         typer.Option("--worker-timeout", min=0.001, help="Seconds until a sub-model is left out."),
     ] = 5.0,
-    tls_cert: Annotated[
-        Path | None, typer.Option("--tls-cert", help="The coordinator's certificate, PEM.")
-    ] = None,
-    tls_key: Annotated[Path | None, typer.Option("--tls-key", help="Its key, PEM.")] = None,
-    tls_client_ca: Annotated[
-        Path | None,
-        typer.Option("--tls-client-ca", help="Ask callers for a certificate that this signed."),
-    ] = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_client_ca: TlsClientCa = None,
     token_file: Annotated[
         Path | None, typer.Option("--token-file", help="Ask callers for the token in it.")
     ] = None,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Listen beyond this machine and ask for nothing.")
-    ] = False,
-    metrics: Annotated[
-        str | None,
-        typer.Option("--metrics", metavar="ADDR", help="HOST:PORT for Prometheus; off by default."),
-    ] = None,
+    insecure: Insecure = False,
+    metrics: Metrics = None,
     as_json: AsJson = False,
 ) -> None:
     """Start or mend what PLAN/cluster.yaml says; what runs already stays as it is."""
