@@ -65,6 +65,7 @@ def main() -> int:
     words = (
         f"--data {options.data} --side {options.side} --full-epochs {options.full_epochs} "
         f"--plain-epochs {options.plain_epochs} --epochs {options.epochs} --lr {options.lr:g} "
+        f"--passes {options.passes} "
         f"--seeds {' '.join(map(str, options.seeds))} --parts {' '.join(map(str, options.parts))}"
         + " --with-other-only"
         * options.with_other_only
@@ -76,7 +77,8 @@ def main() -> int:
         f"python benchmarks/edvit_accuracy.py {words}",
         f"A ViT of {options.depth} blocks, width {options.width}, {options.heads} heads, {options.side} px, "
         f"trained for {plain}{options.full_epochs} epochs; sub-models of {options.keep} heads, the same share of the "
-        f"widths, tuned for {options.epochs} epochs. Top-1 in percent of the held-out pictures, mean over the "
+        f"widths, tuned for {options.epochs} epochs; the fusion is trained on {options.passes} passes of the training "
+        "pictures. Top-1 in percent of the held-out pictures, mean over the "
         f"seeds {', '.join(map(str, options.seeds))}; lost sub-models are averaged over all choices of them. "
         "In a run nothing is chosen on the held-out pictures: the full model is that of its best epoch on a fifth "
         "of the training pictures, sub-models and fusions are those of their last epoch. The recipe itself "
@@ -98,7 +100,7 @@ def asked() -> argparse.Namespace:
     parser.add_argument("--parts", type=int, nargs="+", default=[1, 2, 3, 5, 10])
     for name, default in (
         ("width", 96), ("depth", 4), ("heads", 12), ("keep", 5), ("side", 48), ("threads", 1),
-        ("full-epochs", 60), ("epochs", 60), ("plain-epochs", 0),
+        ("full-epochs", 60), ("epochs", 60), ("plain-epochs", 0), ("passes", FusionOptions.passes),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--lr", type=float, default=TrainOptions.lr)
@@ -128,7 +130,9 @@ class Bench:
     def result(self, parts: int) -> dict[str, Any]:
         """Everything that is measured for so many parts; from the folder where it is there."""
         o = self.options
-        file = self.folder / f"{parts}-keep{o.keep}-{o.epochs}{'-other' * o.with_other_only}.json"
+        passes = f"-passes{o.passes}" * (o.passes != FusionOptions.passes)
+        name = f"{parts}-keep{o.keep}-{o.epochs}{passes}{'-other' * o.with_other_only}.json"
+        file = self.folder / name
         if file.exists():
             found: dict[str, Any] = json.loads(file.read_text())
             return found
@@ -193,7 +197,7 @@ class Bench:
 
     def _fused(self, subs: list[Submodel]) -> dict[str, Any]:
         """Our fusion and plain fusion, by features, and ours by logits, with none to two lost."""
-        recipe = FusionOptions(self.views)
+        recipe = FusionOptions(self.views, passes=self.options.passes)
         found: dict[str, Any] = {}
         for answer in ("features", "logits"):
             for sub in subs:
