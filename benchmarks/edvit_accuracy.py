@@ -65,7 +65,7 @@ def main() -> int:
     words = (
         f"--data {options.data} --side {options.side} --full-epochs {options.full_epochs} "
         f"--plain-epochs {options.plain_epochs} --epochs {options.epochs} --lr {options.lr:g} "
-        f"--passes {options.passes} "
+        f"--tune-lr {options.tune_lr:g} --mixup {options.mixup:g} --passes {options.passes} "
         f"--seeds {' '.join(map(str, options.seeds))} --parts {' '.join(map(str, options.parts))}"
         + " --with-other-only"
         * options.with_other_only
@@ -82,8 +82,8 @@ def main() -> int:
         f"seeds {', '.join(map(str, options.seeds))}; lost sub-models are averaged over all choices of them. "
         "In a run nothing is chosen on the held-out pictures: the full model is that of its best epoch on a fifth "
         "of the training pictures, sub-models and fusions are those of their last epoch. The recipe itself "
-        "(epochs, rates, how much is lost in the fusion's training) was found on `digits` with seed 0, "
-        "whose held-out pictures were looked at for it; other seeds and data took no part.",
+        "(epochs, rates, how much is lost in the fusion's training) was found with seed 0, whose held-out "
+        "pictures were looked at for it; the other seeds took no part.",
         body_of(results),
     )
     short = [
@@ -104,6 +104,8 @@ def asked() -> argparse.Namespace:
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--lr", type=float, default=TrainOptions.lr)
+    parser.add_argument("--tune-lr", type=float, default=TuneOptions.lr)
+    parser.add_argument("--mixup", type=float, default=Views.mixup)
     parser.add_argument("--with-other-only", action="store_true")
     parser.add_argument("--work", default="")
     parser.add_argument("--out", default="docs/results/edvit.md")
@@ -124,15 +126,24 @@ class Bench:
             + f"-plain{options.plain_epochs}" * bool(options.plain_epochs)
         )
         self.folder = work / f"{options.data.replace(':', '-')}-{shape}" / str(seed)
-        self.views = Views(self.pre, seed=seed)
+        self.views = Views(self.pre, mixup=options.mixup, seed=seed)
+        # What the results of one recipe are told from those of another by.
+        self.recipe = f"keep{options.keep}-{options.epochs}" + "".join(
+            f"-{name}{value:g}"
+            for name, value, usual in (
+                ("lr", options.tune_lr, TuneOptions.lr),
+                ("mixup", options.mixup, Views.mixup),
+            )
+            if value != usual
+        )
         self.full = self._trained()
 
     def result(self, parts: int) -> dict[str, Any]:
         """Everything that is measured for so many parts; from the folder where it is there."""
         o = self.options
         passes = f"-passes{o.passes}" * (o.passes != FusionOptions.passes)
-        name = f"{parts}-keep{o.keep}-{o.epochs}{passes}{'-other' * o.with_other_only}.json"
-        file = self.folder / name
+        other = "-other" * o.with_other_only
+        file = self.folder / f"{parts}-{self.recipe}{passes}{other}.json"
         if file.exists():
             found: dict[str, Any] = json.loads(file.read_text())
             return found
@@ -178,11 +189,10 @@ class Bench:
         train(vit, data, Taught(data, (), 0.2, self.seed), recipe, out)
 
     def _submodels(self, groups: Sequence[Sequence[int]], other: bool) -> list[Submodel]:
-        folder = (
-            self.folder / f"{len(groups)}-keep{self.options.keep}-{self.options.epochs}-{other}"
-        )
+        folder = self.folder / f"{len(groups)}-{self.recipe}-{other}"
         folder.mkdir(exist_ok=True)
-        tune = TuneOptions(self.views, self.options.epochs, threads=self.options.threads)
+        o = self.options
+        tune = TuneOptions(self.views, o.epochs, lr=o.tune_lr, threads=o.threads)
         found = []
         for index, group in enumerate(groups):
             file = folder / f"{index}.safetensors"
