@@ -37,7 +37,7 @@ from partition.cutting.classes import split
 from partition.cutting.geometry import Keep, geometry_of
 from partition.cutting.prune import prune
 from partition.cutting.submodel import Submodel
-from partition.learning.distill import Taught, Views
+from partition.learning.distill import OTHER_SHARE, Taught, Views
 from partition.learning.evaluate import fused_scores, scores
 from partition.learning.train import TuneOptions, fine_tune
 from partition.learning.train_fusion import (
@@ -65,7 +65,9 @@ def main() -> int:
     words = (
         f"--data {options.data} --side {options.side} --full-epochs {options.full_epochs} "
         f"--plain-epochs {options.plain_epochs} --epochs {options.epochs} --lr {options.lr:g} "
-        f"--tune-lr {options.tune_lr:g} --mixup {options.mixup:g} --passes {options.passes} "
+        f"--tune-lr {options.tune_lr:g} --mixup {options.mixup:g} "
+        f"--other-share {options.other_share:g} --feature-weight {options.feature_weight:g} "
+        f"--passes {options.passes} "
         f"--seeds {' '.join(map(str, options.seeds))} --parts {' '.join(map(str, options.parts))}"
         + " --with-other-only"
         * options.with_other_only
@@ -106,6 +108,8 @@ def asked() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=TrainOptions.lr)
     parser.add_argument("--tune-lr", type=float, default=TuneOptions.lr)
     parser.add_argument("--mixup", type=float, default=Views.mixup)
+    parser.add_argument("--other-share", type=float, default=OTHER_SHARE)
+    parser.add_argument("--feature-weight", type=float, default=TuneOptions.feature_weight)
     parser.add_argument("--with-other-only", action="store_true")
     parser.add_argument("--work", default="")
     parser.add_argument("--out", default="docs/results/edvit.md")
@@ -133,6 +137,8 @@ class Bench:
             for name, value, usual in (
                 ("lr", options.tune_lr, TuneOptions.lr),
                 ("mixup", options.mixup, Views.mixup),
+                ("others", options.other_share, OTHER_SHARE),
+                ("features", options.feature_weight, TuneOptions.feature_weight),
             )
             if value != usual
         )
@@ -192,7 +198,10 @@ class Bench:
         folder = self.folder / f"{len(groups)}-{self.recipe}-{other}"
         folder.mkdir(exist_ok=True)
         o = self.options
-        tune = TuneOptions(self.views, o.epochs, lr=o.tune_lr, threads=o.threads)
+        tune = TuneOptions(
+            self.views, o.epochs, lr=o.tune_lr, other_share=o.other_share,
+            feature_weight=o.feature_weight, threads=o.threads,
+        )  # fmt: skip
         found = []
         for index, group in enumerate(groups):
             file = folder / f"{index}.safetensors"
