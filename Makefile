@@ -29,10 +29,12 @@ demo: $(STAMP)
 
 # The fast tests first, then the end-to-end ones; CI runs both. A file's tests stay in one process.
 # Many fast ones wait for processes to start and to end, so that three at a time keep two cores busy;
-# the slow ones compute.
+# the slow ones compute. They start hundreds of processes, none of which is to compile our source anew,
+# whether or not Python may keep what it compiles by itself (PYTHONDONTWRITEBYTECODE).
 JOBS ?= 3
 SLOW_JOBS ?= 2
 test: $(STAMP)
+	$(BIN)/python -m compileall -q edgevit converters runtime partition
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow"
 	$(BIN)/python -m pytest -q -n $(SLOW_JOBS) --dist loadfile -m slow
 

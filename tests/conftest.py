@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import os
 import shutil
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 from cli_tools import CLASSES, TINY, Answer, edgevit, write_model
+from made_once import made_once
 
 from runtime.serving.logs import JsonLines
 
@@ -84,11 +86,17 @@ class Conversion:
 @pytest.fixture(scope="session")
 def conversion(tmp_path_factory: pytest.TempPathFactory) -> Conversion:
     """The tiny model converted to every target by the real command line; not to be changed."""
-    home = write_model(tmp_path_factory.mktemp("conversion"))
-    (home / "names.txt").write_text("\n".join(f"class {i}" for i in range(CLASSES)))
-    words = ["--to", "all", "-o", "made/out", "--labels", "names.txt", "--json"]
-    answer = edgevit("convert", TINY, *words, cwd=home)
-    assert answer.code == 0, answer.err
+
+    def convert(home: Path) -> None:
+        write_model(home)
+        (home / "names.txt").write_text("\n".join(f"class {i}" for i in range(CLASSES)))
+        words = ["--to", "all", "-o", "made/out", "--labels", "names.txt", "--json"]
+        answer = edgevit("convert", TINY, *words, cwd=home)
+        assert answer.code == 0, answer.err
+        (home / "answer.json").write_text(json.dumps(asdict(answer)))
+
+    home = made_once(tmp_path_factory, "conversion", convert)
+    answer = Answer(**json.loads((home / "answer.json").read_text()))
     return Conversion(home, home / "made" / "out", answer)
 
 

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.export.pt2_archive import PT2ArchiveReader
 
 from converters.errors import ConvertError
 
@@ -67,6 +66,8 @@ def check_archive(path: Path) -> None:
 
     Reads through torch's own zip reader, so that both see the same records.
     """
+    from torch.export.pt2_archive import PT2ArchiveReader  # with it comes torch's whole compiler
+
     try:
         with PT2ArchiveReader(str(path)) as archive:
             records = set(archive.get_file_names())

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
 
 from edgevit.evaluation import EvaluationError
 from edgevit.evaluation.class_names import check_count, check_names
@@ -18,6 +17,8 @@ LABELS = Path("some/labels.txt")
 
 @pytest.mark.parametrize("of", [1, 2, 17, 360, 50_000])
 def test_the_interval_is_wilsons(of):
+    from scipy.stats import binomtest  # slow to import, and every process collects every file
+
     for correct in {0, 1, of // 3, of - 1, of}:
         found = share(correct, of)
         want = binomtest(correct, of).proportion_ci(0.95, method="wilson")

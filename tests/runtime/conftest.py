@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from made_once import made_once
 from torch import nn
 
 from runtime.digest import sha256_of, size_of
@@ -68,7 +69,15 @@ class Tiny:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """Convert the tiny network to every engine of this machine."""
+    """The tiny network for every engine of this machine; not to be changed."""
+    folder = made_once(tmp_path_factory, "tiny-network", convert_tiny)
+    with np.load(folder / "reference.npz") as arrays:
+        inputs, outputs = arrays["inputs"], arrays["outputs"]
+    return Tiny({target: folder / name for target, name in FILES.items()}, inputs, outputs)
+
+
+def convert_tiny(folder: Path) -> None:
+    """Write its artefacts, pictures for it and torch's answers to them."""
     import litert_torch
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
@@ -77,7 +86,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     model = TinyNet().eval()
     for parameter in model.parameters():  # so that the answers differ well between pictures
         parameter.data *= 2
-    folder = tmp_path_factory.mktemp("tiny")
     inputs = np.random.default_rng(0).random((4, SIZE, SIZE, 3), dtype=np.float32)
     inputs[1] *= 0.3
     inputs[2, :16] = 0
@@ -85,23 +93,23 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     x_BCHW = x_NHWC[:1].permute(0, 3, 1, 2).contiguous()
     with torch.no_grad():
         outputs = model(x_NHWC.permute(0, 3, 1, 2)).numpy()
-    paths = {target: folder / name for target, name in FILES.items()}
+    np.savez(folder / "reference.npz", inputs=inputs, outputs=outputs)
     torch.onnx.export(
         model,
         (x_BCHW,),
-        paths["onnx"],
+        folder / FILES["onnx"],
         dynamo=True,
         external_data=False,
         input_names=["image"],
         output_names=["logits"],
         verbose=False,
     )
-    litert_torch.convert(TakesNHWC(model).eval(), (x_NHWC[:1],)).export(str(paths["tflite"]))
+    edge = litert_torch.convert(TakesNHWC(model).eval(), (x_NHWC[:1],))
+    edge.export(str(folder / FILES["tflite"]))
     program = to_edge_transform_and_lower(
         torch.export.export(model, (x_BCHW,)), partitioner=[XnnpackPartitioner()]
     ).to_executorch()
-    paths["executorch"].write_bytes(program.buffer)
-    return Tiny(paths, inputs, outputs)
+    (folder / FILES["executorch"]).write_bytes(program.buffer)
 
 
 def manifest_of(tiny: Tiny, folder: Path, targets: list[str]) -> dict[str, Any]:
