@@ -67,6 +67,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/edvit_simulation.py
 	$(BIN)/python benchmarks/edvit_geometry.py --latency --engine onnx
 	$(BIN)/python benchmarks/edvit_importance.py
+	$(BIN)/python benchmarks/edvit_accuracy.py
 	$(BIN)/python benchmarks/train_digits.py
 
 clean:
