@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 from agent_tools import channel_to
-from coordinator_tools import Answer, TinyPlan, is_right, pictures, predict
+from coordinator_tools import Answer, TinyPlan, is_right, pictures, predict, write_plan
 
 from partition.cluster.coordinator import CoordinatorOptions
 from partition.cluster.launch import Launched, launch
@@ -31,13 +31,18 @@ def silent(name: str, text: str) -> None:
 def marked(word: str) -> Iterator[None]:
     """All that is started in the block bears a mark; when it ends nothing with it may be left.
 
-    What is left is ended, so that no test harms another one, and then is an error.
+    What is left is ended, so that no test harms another one, and then is an error. A block inside
+    another one has a mark of its own.
     """
+    outer = os.environ.get(MARK)
     os.environ[MARK] = word
     try:
         yield
     finally:
-        del os.environ[MARK]
+        if outer is None:
+            del os.environ[MARK]
+        else:
+            os.environ[MARK] = outer
         until = time.monotonic() + END_S
         while (left := running(word)) and time.monotonic() < until:
             time.sleep(0.05)
@@ -88,6 +93,15 @@ def stopped_at_the_end(plan: Path) -> Iterator[None]:
             stop(plan, silent)
 
 
+@contextmanager
+def ending(home: Path) -> Iterator[TinyPlan]:
+    """A plan that nothing is left of."""
+    with marked(str(home)):
+        found = write_plan(home / "plan")
+        with stopped_at_the_end(found.path):
+            yield found
+
+
 def launched(plan: TinyPlan, options: CoordinatorOptions = OPTIONS) -> Launched:
     """A launch in which nothing goes wrong."""
     found = launch(plan.path, options, silent)
@@ -127,9 +141,10 @@ def kill(pid: int) -> None:
 def gone(process: psutil.Process) -> None:
     """Wait until it has ended; a zombie has."""
     until = time.monotonic() + END_S
-    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < until, f"{process} is still there"
-        time.sleep(0.02)
+    with suppress(psutil.NoSuchProcess):  # as it is from one question to the next
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < until, f"{process} is still there"
+            time.sleep(0.02)
 
 
 def free_port() -> int:

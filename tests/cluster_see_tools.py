@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,11 +52,13 @@ def served(
     home: Path,
     loads: tuple[tuple[int, ...], ...] = ((0,), (1,), (2,)),
     flags: tuple[object, ...] = (),
+    inputs: Sequence[Path] = (),
     **options: str,
 ) -> Iterator[Served]:
-    """A cluster as a launch leaves it; `options` are of its state, `flags` of the coordinator."""
+    """A cluster as a launch leaves it; `options` are of its state, `flags` of the coordinator,
+    `inputs` the folders that the agents read, if any."""
     with (
-        agents_of(plan, home, loads) as agents,
+        agents_of(plan, home, loads, inputs) as agents,
         coordinating(plan, addresses_of(agents), *flags) as coordinator,
     ):
         remember(plan, addresses_of(agents), coordinator, **options)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from agent_tools import eventually
-from cluster_see_tools import METRICS, Served, once_seen, remember, served, until_degraded
-from coordinator_tools import addresses_of, agents_of, coordinating, pictures, write_plan
+from cluster_see_tools import METRICS, Served, once_seen, served, until_degraded
+from coordinator_tools import DEVICES, addresses_of, coordinating, pictures, write_plan
 from shaping_proxy import proxied
 
 from partition.cluster.asking import Caller
@@ -26,7 +26,12 @@ from runtime.errors import CheckFailed, RuntimeFault
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     home = tmp_path_factory.mktemp("cluster")
-    with served(write_plan(home / "plan"), home) as found:
+    inputs = [home / name for name in DEVICES[:3]]
+    for folder in inputs:
+        folder.mkdir()
+        x = pictures(1)
+        np.save(folder / "door.npy", x if folder.name == "pi-1" else x.transpose(0, 3, 1, 2))
+    with served(write_plan(home / "plan"), home, inputs=inputs) as found:
         yield found
 
 
@@ -121,7 +126,7 @@ def test_degraded_answers_are_in_no_number_of_whole_ones(tmp_path: Path) -> None
     """An agent dies in the middle."""
     with served(write_plan(tmp_path / "plan"), tmp_path, flags=METRICS) as cluster:
         with once_seen(cluster, WARM_UP + 10, cluster.agents[2].kill):
-            run = measured(cluster, requests=100_000, limit_s=4.0)
+            run = measured(cluster, requests=100_000, limit_s=2.0)
         whole, degraded = run.group("whole"), run.group("degraded")
         assert whole is not None and degraded is not None and run.failed == 0
         assert whole.latency.n + degraded.latency.n == len(run.samples)
@@ -148,7 +153,7 @@ def test_requests_without_an_answer_are_counted(tmp_path: Path) -> None:
                 agent.kill()
 
         with once_seen(cluster, WARM_UP + 10, kill_all):
-            run = measured(cluster, requests=100_000, limit_s=4.0)
+            run = measured(cluster, requests=100_000, limit_s=2.0)
         assert run.failed > 0
         assert f"with {len(run.samples) + run.failed} of 100000 requests" in run.notes[0]
         assert sum(group.latency.n for group in run.groups) == len(run.samples)
@@ -192,21 +197,11 @@ def test_what_ends_a_load_early_ends_its_calls(cluster: Served) -> None:
             caller.infer(request)
 
 
-def test_local_input_is_told_as_such(tmp_path: Path) -> None:
+def test_local_input_is_told_as_such(cluster: Served) -> None:
     """Each agent reads the picture itself; the answer says how old it was."""
-    plan = write_plan(tmp_path / "plan", layouts=("NCHW",) * 3)
-    folder = tmp_path / "inputs"
-    folder.mkdir()
-    np.save(folder / "door.npy", pictures(1).transpose(0, 3, 1, 2))
-    with (
-        agents_of(plan, tmp_path, inputs=[folder] * 3) as agents,
-        coordinating(plan, addresses_of(agents)) as coordinator,
-    ):
-        remember(plan, addresses_of(agents), coordinator)
-        running = find_running(plan.path)
-        run = bench(running, BenchOptions(requests=10, input_ref="door"), lambda text, done: None)
-        with pytest.raises(CheckFailed, match="none of 20 requests was answered"):
-            bench(running, BenchOptions(requests=5, input_ref="gate"), lambda text, done: None)
+    run = measured(cluster, requests=10, input_ref="door")
+    with pytest.raises(CheckFailed, match="none of 20 requests was answered"):
+        measured(cluster, requests=5, input_ref="gate")
     assert run.mode == "local-input"
     group = run.groups[0]
     assert group.input_age is not None and group.input_age.min > 0

@@ -25,6 +25,7 @@ from agent_tools import (
 from cluster_launch_tools import (
     OPTIONS,
     asked,
+    ending,
     gone,
     kill,
     launched,
@@ -48,12 +49,18 @@ from runtime.client import Access, AgentClient, Device
 THREE = set(DEVICES[:3])
 
 
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyPlan]:
+    """For the tests that leave a whole cluster; each launches what is not there from before."""
+    with ending(tmp_path_factory.mktemp("kept")) as found:
+        yield found
+
+
 @pytest.fixture
-def plan(tmp_path: Path) -> Iterator[TinyPlan]:
-    with marked(str(tmp_path)):
-        found = write_plan(tmp_path / "plan")
-        with stopped_at_the_end(found.path):
-            yield found
+def fresh(tmp_path: Path) -> Iterator[TinyPlan]:
+    """One that was never launched."""
+    with ending(tmp_path) as found:
+        yield found
 
 
 def devices_of(plan: TinyPlan) -> dict[str, Device]:
@@ -76,26 +83,40 @@ def logs_of(plan: TinyPlan) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder_of(plan.path).rglob("*.log")}
 
 
-def test_launch_serves_the_plan_and_stop_leaves_nothing(plan: TinyPlan, tmp_path: Path) -> None:
-    found = launched(plan)
+def test_launch_serves_the_plan_and_stop_leaves_nothing(fresh: TinyPlan, tmp_path: Path) -> None:
+    found = launched(fresh)
+    assert found.changed
     assert [device.name for device in found.devices] == list(DEVICES[:3])
     for device in found.devices:
         assert device.started and len(device.pushed) == len(device.loaded) == 1
-    state = state_of(plan)
+    state = state_of(fresh)
     assert set(pids(state).values()) == servers(str(tmp_path))
     assert len(running(str(tmp_path))) == 7  # and an engine for each agent
     for seed in range(5):
-        assert not asked(plan, address_of(found), seed).missing
-    assert folder_of(plan.path).stat().st_mode & 0o777 == 0o700
+        assert not asked(fresh, address_of(found), seed).missing
+    assert folder_of(fresh.path).stat().st_mode & 0o777 == 0o700
 
-    stopped = stop(plan.path, silent)
+    stopped = stop(fresh.path, silent)
     assert stopped.problems == [] and stopped.coordinator
     assert {d.name for d in stopped.devices} == THREE and all(d.left.ended for d in stopped.devices)
     eventually(lambda: not running(str(tmp_path)))
-    again = stop(plan.path, silent)
+    again = stop(fresh.path, silent)
     assert (again.coordinator, again.devices, again.problems) == (False, [], [])
-    said = b"".join(logs_of(plan).values())
+    said = b"".join(logs_of(fresh).values())
     assert b"Traceback" not in said and said.count(b'"event": "ended"') == 4
+
+
+def test_a_second_launch_changes_nothing(plan: TinyPlan) -> None:
+    launched(plan)
+    state, logs, devices = state_of(plan), logs_of(plan), devices_of(plan)
+    second = launched(plan)
+    assert not second.changed
+    assert state_of(plan) == state
+    assert logs_of(plan) == logs
+    for name, device in devices_of(plan).items():
+        before = devices[name]
+        assert (device.generation, device.device_id) == (before.generation, before.device_id)
+        assert device.models == before.models and device.bundles == before.bundles
 
 
 def test_agents_here_read_inputs_of_their_own(plan: TinyPlan) -> None:
@@ -122,19 +143,6 @@ def test_replicas_are_brought_too(tmp_path: Path) -> None:
             assert not launched(plan).changed
             kill(pids(state_of(plan))["pi-0"])
             assert not asked(plan, address_of(found)).missing
-
-
-def test_a_second_launch_changes_nothing(plan: TinyPlan) -> None:
-    first = launched(plan)
-    state, logs, devices = state_of(plan), logs_of(plan), devices_of(plan)
-    second = launched(plan)
-    assert first.changed and not second.changed
-    assert state_of(plan) == state
-    assert logs_of(plan) == logs
-    for name, device in devices_of(plan).items():
-        before = devices[name]
-        assert (device.generation, device.device_id) == (before.generation, before.device_id)
-        assert device.models == before.models and device.bundles == before.bundles
 
 
 def test_after_a_stop_nothing_travels_again_and_the_addresses_are_the_same(plan: TinyPlan) -> None:
@@ -227,13 +235,13 @@ def test_a_hung_agent_and_a_hung_coordinator_are_replaced(
     assert not asked(plan, address_of(second)).missing
 
 
-def test_a_changed_plan_takes_the_place_of_the_old_one(plan: TinyPlan, tmp_path: Path) -> None:
-    first = launched(plan)
-    before = pids(state_of(plan))
+def test_a_changed_plan_takes_the_place_of_the_old_one(fresh: TinyPlan, tmp_path: Path) -> None:
+    first = launched(fresh)
+    before = pids(state_of(fresh))
     other = write_plan(tmp_path / "other", seed=1)
-    shutil.rmtree(plan.path)
-    other.path.rename(plan.path)
-    other = replace(other, path=plan.path)
+    shutil.rmtree(fresh.path)
+    other.path.rename(fresh.path)
+    other = replace(other, path=fresh.path)
     second = launched(other)
     after = pids(state_of(other))
     assert after.pop("") != before.pop("") and after == before  # the agents stay
@@ -247,29 +255,29 @@ def test_a_changed_plan_takes_the_place_of_the_old_one(plan: TinyPlan, tmp_path:
     assert not launched(other).changed
 
 
-def test_a_plan_that_changes_between_stop_and_launch(plan: TinyPlan, tmp_path: Path) -> None:
-    launched(plan)
-    stop(plan.path, silent)
+def test_a_plan_that_changes_between_stop_and_launch(fresh: TinyPlan, tmp_path: Path) -> None:
+    launched(fresh)
+    stop(fresh.path, silent)
     other = write_plan(tmp_path / "other", seed=1, layouts=("NCHW", "NHWC"))
-    shutil.rmtree(plan.path)
-    other.path.rename(plan.path)
-    other = replace(other, path=plan.path)
+    shutil.rmtree(fresh.path)
+    other.path.rename(fresh.path)
+    other = replace(other, path=fresh.path)
     second = launched(other)
     assert set(state_of(other).devices) == {"pi-0", "pi-1"}
-    assert sorted(p.name for p in (folder_of(plan.path) / "stores").iterdir()) == ["pi-0", "pi-1"]
+    assert sorted(p.name for p in (folder_of(fresh.path) / "stores").iterdir()) == ["pi-0", "pi-1"]
     assert all(len(device.bundles) == 1 for device in devices_of(other).values())
     assert not asked(other, address_of(second)).missing
 
 
-def test_a_device_that_the_plan_no_longer_has_is_left(plan: TinyPlan, tmp_path: Path) -> None:
-    launched(plan)
-    leaving = psutil.Process(pids(state_of(plan))["pi-2"])
+def test_a_device_that_the_plan_no_longer_has_is_left(fresh: TinyPlan, tmp_path: Path) -> None:
+    launched(fresh)
+    leaving = psutil.Process(pids(state_of(fresh))["pi-2"])
     other = write_plan(tmp_path / "other", layouts=("NCHW", "NHWC"))
-    shutil.rmtree(plan.path)
-    other.path.rename(plan.path)
-    second = launched(replace(other, path=plan.path))
+    shutil.rmtree(fresh.path)
+    other.path.rename(fresh.path)
+    second = launched(replace(other, path=fresh.path))
     gone(leaving)
-    assert set(pids(state_of(plan))) == {"pi-0", "pi-1", ""}
+    assert set(pids(state_of(fresh))) == {"pi-0", "pi-1", ""}
     assert not asked(other, address_of(second)).missing
 
 

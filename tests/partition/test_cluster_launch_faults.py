@@ -1,29 +1,25 @@
 """Launches that go wrong: cut off, at the same time, over a damaged plan or state, over a device
-that is not there; and what a stop must leave alone."""
+that is not there."""
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 from agent_tools import engines_of, eventually, running_agent
 from cli_tools import finish, small_disk, start
 from cluster_launch_tools import (
     OPTIONS,
     asked,
+    ending,
     free_port,
     kill,
     launched,
-    marked,
     pids,
     running,
     servers,
@@ -32,10 +28,10 @@ from cluster_launch_tools import (
     stopped_at_the_end,
     waiting,
 )
-from coordinator_tools import DEVICES, TinyPlan, write_plan
+from coordinator_tools import DEVICES, TinyPlan
 
 from partition.cluster.launch import launch
-from partition.cluster.state import folder_of, locked, read_state, state_file, write_state
+from partition.cluster.state import folder_of, locked, read_state, state_file
 from partition.cluster.stop import stop
 from partition.errors import PartitionError
 from runtime.client import AgentClient
@@ -44,10 +40,8 @@ from runtime.errors import CheckFailed, RuntimeFault
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Iterator[TinyPlan]:
-    with marked(str(tmp_path)):
-        found = write_plan(tmp_path / "plan")
-        with stopped_at_the_end(found.path):
-            yield found
+    with ending(tmp_path) as found:
+        yield found
 
 
 def given(plan: TinyPlan, name: str, address: str) -> None:
@@ -149,18 +143,6 @@ def test_a_state_that_cannot_be_read_is_one_clear_error(
     assert state_file(plan.path).read_bytes() == text.encode("latin-1")
     assert not running(str(tmp_path))
     state_file(plan.path).unlink()
-
-
-def test_a_state_that_names_no_process_of_ours_is_refused(plan: TinyPlan) -> None:
-    launched(plan)
-    sound = state_file(plan.path).read_text()
-    for pid in (0, 1, -1):
-        value = json.loads(sound)
-        value["coordinator"]["process"]["pid"] = pid
-        state_file(plan.path).write_text(json.dumps(value))
-        with pytest.raises(PartitionError, match="pid"):
-            stop(plan.path, silent)
-    state_file(plan.path).write_text(sound)
 
 
 def test_others_may_not_write_the_state(plan: TinyPlan) -> None:
@@ -272,71 +254,6 @@ def test_a_device_that_moves_is_left_where_it_was(plan: TinyPlan, tmp_path: Path
         there = old.describe()
         assert [m for m in there.models if m.target] == [] and there.bundles == []
         stop(plan.path, silent)
-
-
-def test_a_stop_leaves_a_process_alone_that_has_the_number_of_ours(
-    plan: TinyPlan, tmp_path: Path
-) -> None:
-    """Numbers are given again, after a reboot from the beginning; the time of the start is not."""
-    launched(plan)
-    state = state_of(plan)
-    foreign = [psutil.Process(pid) for pid in pids(state).values()]
-    for process in [d.process for d in state.devices.values()] + [
-        state.coordinator.process if state.coordinator else None
-    ]:
-        assert process is not None
-        process.created -= 3600
-    write_state(plan.path, state)
-    stopped = stop(plan.path, silent)
-    assert not stopped.coordinator and not any(d.left.ended for d in stopped.devices)
-    time.sleep(0.5)
-    assert all(process.is_running() for process in foreign) and len(foreign) == 4
-    for process in foreign:
-        process.terminate()
-    eventually(lambda: not running(str(tmp_path)))
-
-
-def test_after_a_reboot_all_is_started_anew(plan: TinyPlan) -> None:
-    """And their old numbers are those of others; here all of this test's own process."""
-    launched(plan)
-    state = state_of(plan)
-    for pid in pids(state).values():
-        kill(pid)
-    assert state.coordinator is not None
-    for one in (state.coordinator, *state.devices.values()):
-        assert one.process is not None
-        one.process.pid = os.getpid()
-    write_state(plan.path, state)
-    found = launched(plan)
-    assert found.coordinator is not None and found.coordinator.started
-    assert all(device.started and not device.pushed for device in found.devices)
-    assert not asked(plan, found.coordinator.address).missing
-
-
-def test_a_stop_needs_no_plan(plan: TinyPlan, tmp_path: Path) -> None:
-    launched(plan)
-    shutil.rmtree(plan.path)
-    assert stop(plan.path, silent).problems == []
-    eventually(lambda: not running(str(tmp_path)))
-
-
-def test_a_stop_where_all_have_gone(plan: TinyPlan) -> None:
-    launched(plan)
-    for pid in pids(state_of(plan)).values():
-        kill(pid)
-    stopped = stop(plan.path, silent)
-    assert stopped.problems == [] and not stopped.coordinator
-    assert not any(device.left.ended for device in stopped.devices)
-
-
-def test_a_stop_ends_what_does_not_listen(plan: TinyPlan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("partition.cluster.leave.END_S", 0.5)
-    monkeypatch.setattr("partition.cluster.coordinator.END_S", 0.5)
-    launched(plan)
-    for pid in pids(state_of(plan)).values():
-        psutil.Process(pid).suspend()
-    stopped = stop(plan.path, silent)
-    assert stopped.coordinator and all(device.left.ended for device in stopped.devices)
 
 
 def test_an_agent_that_cannot_start_says_why(plan: TinyPlan) -> None:

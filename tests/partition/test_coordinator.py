@@ -37,7 +37,8 @@ from partition.coordinator_main import main
 from partition.serving.service import STAGES
 from runtime.client import AgentClient
 from runtime.digest import sha256_tree
-from runtime.wire.descriptors import HEALTH, REFLECTION, methods
+from runtime.wire.descriptors import HEALTH, REFLECTION, message, methods
+from runtime.wire.input_ref import put_input_ref
 from runtime.wire.service import call
 
 
@@ -185,6 +186,19 @@ def test_metrics(cluster: Cluster) -> None:
     )
     assert agent.sample("edgevit_cluster_worker_calls_total", status="OK") == calls + 9
     assert agent.sample("edgevit_cluster_worker_up") == 3
+
+
+def test_agents_without_inputs_stay_workers(cluster: Cluster) -> None:
+    """To whom a request comes that names a picture of their own."""
+    before = cluster.coordinator.events("worker is out")
+    request = message("inference.ModelInferRequest")(model_name=MODEL)
+    put_input_ref(request, "camera")
+    for _ in range(5):
+        code, text = refusal(lambda: ask(cluster.channel, "ModelInfer", request))
+        assert code is grpc.StatusCode.FAILED_PRECONDITION
+        assert "start it with --inputs DIR" in text
+        assert predict(cluster.channel, pictures(1)).missing == []
+    assert cluster.coordinator.events("worker is out") == before
 
 
 def test_pictures_that_wait_together_are_asked_together(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +46,24 @@ def pems(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return certificates(tmp_path_factory.mktemp("pems"))
 
 
-@contextmanager
-def guarded_agents(plan: TinyPlan, home: Path, pems: Certificates) -> Iterator[list[Agent]]:
-    """Three agents that ask for certificates, and a cluster.yaml that says which we show them."""
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> TinyPlan:
+    return write_plan(tmp_path_factory.mktemp("tiny") / "plan")
+
+
+@pytest.fixture(scope="module")
+def guarded(
+    plan: TinyPlan, tmp_path_factory: pytest.TempPathFactory, pems: Certificates
+) -> Iterator[list[Agent]]:
+    """Three agents that ask for certificates."""
+    home = tmp_path_factory.mktemp("guarded")
     with ExitStack() as stack:
-        agents = [
+        yield [
             stack.enter_context(
                 running_agent(home / f"store-{i}", *pems.flags(), load=[plan.bundle(i)])
             )
             for i in range(3)
         ]
-        write_cluster(plan, agents, pems.client, pems.ca)
-        yield agents
 
 
 def write_cluster(
@@ -75,14 +81,13 @@ def write_cluster(
     (plan.path / "cluster.yaml").write_text("\n".join(lines) + "\n")
 
 
-def test_certificates_on_both_ways(tmp_path: Path, pems: Certificates) -> None:
+def test_certificates_on_both_ways(
+    plan: TinyPlan, guarded: list[Agent], pems: Certificates
+) -> None:
     """Caller and coordinator, coordinator and agents: each shows one and asks for one."""
-    plan = write_plan(tmp_path / "plan")
+    write_cluster(plan, guarded, pems.client, pems.ca)
     x = pictures(1)
-    with (
-        guarded_agents(plan, tmp_path, pems),
-        coordinating(plan, {}, *pems.flags()) as coordinator,
-    ):
+    with coordinating(plan, {}, *pems.flags()) as coordinator:
         with channel_to(coordinator.address, credentials(pems.ca, pems.client)) as channel:
             answer = predict(channel, x)
             assert answer.missing == [] and is_right(plan, x, answer)
@@ -97,23 +102,21 @@ def test_certificates_on_both_ways(tmp_path: Path, pems: Certificates) -> None:
 
 @pytest.mark.parametrize("wrong", ["none shown", "foreign shown", "foreign trusted"])
 def test_agents_that_the_coordinator_cannot_talk_to_are_left_out(
-    tmp_path: Path, pems: Certificates, wrong: str
+    plan: TinyPlan, guarded: list[Agent], pems: Certificates, wrong: str
 ) -> None:
-    plan = write_plan(tmp_path / "plan")
     shown = {"none shown": None, "foreign shown": pems.foreign}.get(wrong, pems.client)
     trusted = pems.foreign_ca if wrong == "foreign trusted" else pems.ca
-    with guarded_agents(plan, tmp_path, pems) as agents:
-        write_cluster(plan, agents, shown, trusted)
-        with (
-            coordinating(plan, {}) as coordinator,
-            channel_to(coordinator.address) as channel,
-        ):
-            code, said = refusal(lambda: predict(channel, pictures(1), timeout=10))
-            assert code is grpc.StatusCode.UNAVAILABLE and f"'{MODEL}'" in said
-            assert not ask(channel, "ServerReady").ready
-            rows = {m.name: m for m in ask(channel, "RepositoryIndex").models}
-            assert all(row.state == "UNAVAILABLE" for row in rows.values())
-            assert rows[f"{MODEL}/sub0@pi-0"].reason
+    write_cluster(plan, guarded, shown, trusted)
+    with (
+        coordinating(plan, {}) as coordinator,
+        channel_to(coordinator.address) as channel,
+    ):
+        code, said = refusal(lambda: predict(channel, pictures(1), timeout=10))
+        assert code is grpc.StatusCode.UNAVAILABLE and f"'{MODEL}'" in said
+        assert not ask(channel, "ServerReady").ready
+        rows = {m.name: m for m in ask(channel, "RepositoryIndex").models}
+        assert all(row.state == "UNAVAILABLE" for row in rows.values())
+        assert rows[f"{MODEL}/sub0@pi-0"].reason
 
 
 class Caller:
@@ -140,9 +143,8 @@ class Caller:
             self.answers.append(answer)
 
 
-def test_two_coordinators_share_a_cluster_under_load(tmp_path: Path) -> None:
+def test_two_coordinators_share_a_cluster_under_load(plan: TinyPlan, tmp_path: Path) -> None:
     """A worker goes and comes back; one coordinator ends, and the other does not notice."""
-    plan = write_plan(tmp_path / "plan")
     with ExitStack() as stack:
         agents = stack.enter_context(agents_of(plan, tmp_path))
         addresses = addresses_of(agents)

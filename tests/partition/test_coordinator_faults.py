@@ -34,6 +34,7 @@ from coordinator_tools import (
 )
 from shaping_proxy import BLACKHOLE, PASS, RESET, proxied
 
+from runtime.client import AgentClient
 from runtime.wire.descriptors import HEALTH
 
 PATIENCE_S = 20.0
@@ -94,10 +95,46 @@ def load_on(plan: TinyPlan, channel: Any) -> Iterator[Load]:
     assert len(load.answers) > 20
 
 
-def test_sigkill_and_back_at_the_same_address(tmp_path: Path) -> None:
-    plan = write_plan(tmp_path / "plan")
+class Workers:
+    """The agents of a plan for all tests, each at one address and with one store throughout."""
+
+    def __init__(self, plan: TinyPlan, home: Path, agents: list[Agent], stack: ExitStack) -> None:
+        self.plan, self.home, self.agents, self._stack = plan, home, agents, stack
+
+    def store(self, index: int) -> Path:
+        return self.home / f"store-{index}"
+
+    def again(self, index: int) -> None:
+        """Start one that has ended; it loads what it had."""
+        address = self.agents[index].address
+        agent = self._stack.enter_context(running_agent(self.store(index), listen=address))
+        self.agents[index] = agent
+        with channel_to(address) as channel:
+            eventually(lambda: ask(channel, "ModelReady", name=f"sub{index}").ready, PATIENCE_S)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
+    home = tmp_path_factory.mktemp("workers")
+    plan = write_plan(home / "plan")
+    with agents_of(plan, home) as agents, ExitStack() as stack:
+        yield Workers(plan, home, agents, stack)
+
+
+@pytest.fixture
+def workers(kept: Workers) -> Workers:
+    """All of them, whatever a test before has killed."""
+    for index, agent in enumerate(kept.agents):
+        if not agent.alive():
+            kept.again(index)
+    return kept
+
+
+def test_sigkill_and_back_at_the_same_address(workers: Workers) -> None:
+    plan, agents = workers.plan, workers.agents
+    with AgentClient(agents[1].address) as client:
+        generation = client.describe().generation
     with (
-        agents_of(plan, tmp_path) as agents,
         coordinating(plan, addresses_of(agents)) as coordinator,
         channel_to(coordinator.address) as channel,
         load_on(plan, channel) as load,
@@ -107,7 +144,7 @@ def test_sigkill_and_back_at_the_same_address(tmp_path: Path) -> None:
         rows = {m.name: m for m in ask(channel, "RepositoryIndex").models}
         lost = rows[f"{MODEL}/sub1@pi-1"]
         assert lost.state == "UNAVAILABLE" and lost.reason
-        with running_agent(tmp_path / "store-1", listen=agents[1].address):
+        with running_agent(workers.store(1), listen=agents[1].address):
             load.without()
         load.without(1)
         assert load.refused == []
@@ -116,15 +153,14 @@ def test_sigkill_and_back_at_the_same_address(tmp_path: Path) -> None:
             for event in coordinator.events("worker is in")
             if event["submodel"] == "sub1"
         ]
-        assert generations == [1, 2]
+        assert generations == [generation, generation + 1]
         assert len({e["device_id"] for e in coordinator.events("worker is in")}) == 3
 
 
-def test_sigstop_and_sigcont(tmp_path: Path) -> None:
+def test_sigstop_and_sigcont(workers: Workers) -> None:
     """A process that hangs keeps its connections: only time tells."""
-    plan = write_plan(tmp_path / "plan")
+    plan, agents = workers.plan, workers.agents
     with (
-        agents_of(plan, tmp_path) as agents,
         coordinating(plan, addresses_of(agents)) as coordinator,
         channel_to(coordinator.address) as channel,
         load_on(plan, channel) as load,
@@ -149,12 +185,11 @@ def test_sigstop_and_sigcont(tmp_path: Path) -> None:
         assert load.refused == []
 
 
-def test_another_bundle_under_the_same_name_is_not_used(tmp_path: Path) -> None:
+def test_another_bundle_under_the_same_name_is_not_used(workers: Workers, tmp_path: Path) -> None:
     """A worker that was started with a sub-model of another plan would answer plausibly."""
-    plan = write_plan(tmp_path / "plan")
+    plan, agents = workers.plan, workers.agents
     other = write_plan(tmp_path / "other", seed=1)
     with (
-        agents_of(plan, tmp_path) as agents,
         coordinating(plan, addresses_of(agents)) as coordinator,
         channel_to(coordinator.address) as channel,
         load_on(plan, channel) as load,
@@ -172,22 +207,19 @@ def test_another_bundle_under_the_same_name_is_not_used(tmp_path: Path) -> None:
                 PATIENCE_S,
             )
             load.without(0)
-        with running_agent(tmp_path / "store-0", listen=agents[0].address):
-            load.without()
+        workers.again(0)
+        load.without()
 
 
-def test_a_model_that_is_swapped_while_it_is_used(tmp_path: Path) -> None:
+def test_a_model_that_is_swapped_while_it_is_used(workers: Workers, tmp_path: Path) -> None:
     """The connection stays; the version in each request is what tells."""
-    plan = write_plan(tmp_path / "plan")
+    plan, agents = workers.plan, workers.agents
     other = write_plan(tmp_path / "other", seed=1)
     with (
-        agents_of(plan, tmp_path) as agents,
         coordinating(plan, addresses_of(agents)) as coordinator,
         channel_to(coordinator.address) as channel,
         load_on(plan, channel) as load,
     ):
-        from runtime.client import AgentClient
-
         with AgentClient(agents[1].address) as client:
             for bundle, lost in ((other.bundle(1), [1]), (plan.bundle(1), [])):
                 client.upload(bundle, "sub1")
@@ -196,37 +228,36 @@ def test_a_model_that_is_swapped_while_it_is_used(tmp_path: Path) -> None:
         assert load.refused == []
 
 
-def test_all_but_one_and_then_none(tmp_path: Path) -> None:
-    plan = write_plan(tmp_path / "plan")
-    with ExitStack() as stack:
-        agents = stack.enter_context(agents_of(plan, tmp_path))
-        coordinator = stack.enter_context(coordinating(plan, addresses_of(agents)))
-        channel = stack.enter_context(channel_to(coordinator.address))
-        with load_on(plan, channel) as load:
-            agents[0].kill()
-            agents[1].kill()
-            load.without(0, 1)
-            assert load.refused == []
-            agents[2].kill()
-            eventually(lambda: load.refused, PATIENCE_S)
-            eventually(lambda: not ask(channel, "ServerReady").ready, PATIENCE_S)
-            got, said = refusal(lambda: predict(channel, pictures(1)))
-            assert got is grpc.StatusCode.UNAVAILABLE
-            assert f"no sub-model of '{MODEL}' can answer now" in said
-            assert all(f"sub{i}: " in said for i in range(3))
-            assert ask(channel, "Check", of=HEALTH, service=MODEL).status == 2
-            for i, agent in enumerate(agents):
-                stack.enter_context(running_agent(tmp_path / f"store-{i}", listen=agent.address))
-            load.without()
-            assert set(load.refused) == {"UNAVAILABLE"}
-            assert ask(channel, "ServerReady").ready
+def test_all_but_one_and_then_none(workers: Workers) -> None:
+    plan, agents = workers.plan, workers.agents
+    with (
+        coordinating(plan, addresses_of(agents)) as coordinator,
+        channel_to(coordinator.address) as channel,
+        load_on(plan, channel) as load,
+    ):
+        agents[0].kill()
+        agents[1].kill()
+        load.without(0, 1)
+        assert load.refused == []
+        agents[2].kill()
+        eventually(lambda: load.refused, PATIENCE_S)
+        eventually(lambda: not ask(channel, "ServerReady").ready, PATIENCE_S)
+        got, said = refusal(lambda: predict(channel, pictures(1)))
+        assert got is grpc.StatusCode.UNAVAILABLE
+        assert f"no sub-model of '{MODEL}' can answer now" in said
+        assert all(f"sub{i}: " in said for i in range(3))
+        assert ask(channel, "Check", of=HEALTH, service=MODEL).status == 2
+        for index in range(3):
+            workers.again(index)
+        load.without()
+        assert set(load.refused) == {"UNAVAILABLE"}
+        assert ask(channel, "ServerReady").ready
 
 
 @pytest.mark.parametrize("mode", [BLACKHOLE, RESET])
-def test_a_network_that_fails(tmp_path: Path, mode: str) -> None:
-    plan = write_plan(tmp_path / "plan")
+def test_a_network_that_fails(workers: Workers, mode: str) -> None:
+    plan, agents = workers.plan, workers.agents
     with (
-        agents_of(plan, tmp_path) as agents,
         proxied(agents[1].address) as proxy,
         coordinating(plan, addresses_of(agents) | {"pi-1": proxy.address}) as coordinator,
         channel_to(coordinator.address) as channel,
@@ -241,11 +272,10 @@ def test_a_network_that_fails(tmp_path: Path, mode: str) -> None:
         assert load.refused == []
 
 
-def test_a_slow_link_leaves_its_sub_model_out_in_time(tmp_path: Path) -> None:
+def test_a_slow_link_leaves_its_sub_model_out_in_time(workers: Workers) -> None:
     """The request's own deadline is what a worker has, less what fusing takes."""
-    plan = write_plan(tmp_path / "plan")
+    plan, agents = workers.plan, workers.agents
     with (
-        agents_of(plan, tmp_path) as agents,
         proxied(agents[0].address) as proxy,
         coordinating(plan, addresses_of(agents) | {"pi-0": proxy.address}) as coordinator,
         channel_to(coordinator.address) as channel,
@@ -262,10 +292,9 @@ def test_a_slow_link_leaves_its_sub_model_out_in_time(tmp_path: Path) -> None:
         eventually(lambda: predict(channel, x, timeout=0.5).missing == [], PATIENCE_S)
 
 
-def test_two_at_once_and_a_load_from_many(tmp_path: Path) -> None:
-    plan = write_plan(tmp_path / "plan")
+def test_two_at_once_and_a_load_from_many(workers: Workers) -> None:
+    plan, agents = workers.plan, workers.agents
     with ExitStack() as stack:
-        agents = stack.enter_context(agents_of(plan, tmp_path))
         coordinator = stack.enter_context(coordinating(plan, addresses_of(agents)))
         channel = stack.enter_context(channel_to(coordinator.address))
         loads = [stack.enter_context(load_on(plan, channel)) for _ in range(4)]
@@ -279,7 +308,7 @@ def test_two_at_once_and_a_load_from_many(tmp_path: Path) -> None:
         for load in loads:
             load.without(0)
         agents[0].process.wait(30)
-        stack.enter_context(running_agent(tmp_path / "store-0", listen=agents[0].address))
+        workers.again(0)
         for load in loads:
             load.without()
             assert load.refused == []

@@ -356,18 +356,3 @@ def test_a_replica_sees_with_its_own_eyes(tmp_path: Path) -> None:
         np.testing.assert_allclose(answer.logits, by_replica, rtol=1e-4, atol=1e-4)
         up.show(0, seen[0])
         eventually(lambda: np.allclose(sense(up.channel).logits, truth(plan, seen), atol=1e-4))
-
-
-def test_agents_without_inputs_stay_workers(tmp_path: Path) -> None:
-    plan = write_plan(tmp_path / "plan")
-    with (
-        agents_of(plan, tmp_path) as agents,
-        coordinating(plan, addresses_of(agents)) as coordinator,
-        channel_to(coordinator.address) as channel,
-    ):
-        for _ in range(5):
-            code, text = refusal(lambda: sense(channel))
-            assert code is grpc.StatusCode.FAILED_PRECONDITION
-            assert "start it with --inputs DIR" in text
-            assert predict(channel, pictures(1)).missing == []
-        assert coordinator.events("worker is out") == []

@@ -301,6 +301,18 @@ def test_a_file_that_is_replaced_is_never_half(folder: InputsFolder, tmp_path: P
     assert seen == {1.0, 2.0}
 
 
+def test_a_picture_stays_as_it_was_read(folder: InputsFolder, tmp_path: Path) -> None:
+    """Whatever is read after it, by then perhaps while an engine still has it."""
+    path = tmp_path / "inputs" / "camera.npy"
+    first, second = picture(), picture() + 1
+    replace(path, first)
+    x, _ = read(folder)
+    replace(path, second)
+    y, _ = read(folder)
+    np.testing.assert_array_equal(x, first)
+    np.testing.assert_array_equal(y, second)
+
+
 # With a model, over a server
 
 
