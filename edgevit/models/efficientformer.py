@@ -4,6 +4,9 @@ Four stages at strides 4, 8, 16 and 32. Average pooling mixes neighbours on feat
 blocks of stage 4 are plain transformer blocks on its positions (7x7 at 224 pixels), with a learned
 bias per head and offset. That table fixes the input's size when the model is made. Parameter names
 are those of timm's `efficientformer_*`.
+
+Shapes beside the published ones may have any widths and depths, no transformer blocks at all, or,
+where all of stage 4 are such, more of them at the end of stage 3.
 """
 
 # Shapes: B batch, C channels, H height, W width, N tokens (side*side),
@@ -11,6 +14,7 @@ are those of timm's `efficientformer_*`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,12 +27,66 @@ from edgevit.models.registry import (
     check_side,
     register_model,
 )
+from edgevit.models.shapes import register_shape
 
 STRIDE = 32
 INPUT_SIZE = 224
 HEADS, KEY_DIM, VALUE_DIM = 8, 32, 128
 MLP_RATIO = 4
 LAYER_SCALE_INIT = 1e-5
+STAGES = 4
+# About twenty times L7's, so that a slip in a file is an error and not an allocation.
+MOST_WIDTH, MOST_DEPTH = 16384, 360
+
+Four = tuple[int, int, int, int]
+
+
+@register_shape("efficientformer")
+@dataclass(frozen=True)
+class EfficientFormerShape:
+    """Channels, blocks, and how many of the last blocks attend, of each stage.
+
+    The blocks that attend are the last ones of stages 3 and 4 together. Raises ModelError for
+    anything that no network can be built of.
+    """
+
+    widths: Four
+    depths: Four
+    attention_depths: Four
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("widths", 2, MOST_WIDTH),
+            ("depths", 1, MOST_DEPTH),
+            ("attention_depths", 0, MOST_DEPTH),
+        ):
+            values = getattr(self, name)
+            if (
+                not isinstance(values, tuple)
+                or len(values) != STAGES
+                or not all(type(value) is int and low <= value <= high for value in values)
+            ):
+                raise ModelError(
+                    f"{name} of an EfficientFormer are {STAGES} whole numbers from {low} to "
+                    f"{high}, got {values!r}"
+                )
+        first, second, third, fourth = self.attention_depths
+        if first or second or third > self.depths[2] or fourth > self.depths[3]:
+            raise ModelError(
+                f"attention_depths {self.attention_depths} must be 0 in stages 1 and 2, and at "
+                f"most the depth in stages 3 and 4, {self.depths[2]} and {self.depths[3]}"
+            )
+        if third and fourth < self.depths[3]:
+            raise ModelError(
+                f"stage 3 may attend only where all {self.depths[3]} blocks of stage 4 do, got "
+                f"attention_depths {self.attention_depths}"
+            )
+
+    def build(self, num_classes: int, input_size: int) -> EfficientFormer:
+        """The network in eval mode, random weights, for pictures of input_size pixels a side."""
+        if num_classes < 1:
+            raise ModelError(f"expected at least 1 class, got {num_classes}")
+        return EfficientFormer(self, num_classes, input_size).eval()
 
 
 class Stem(nn.Sequential):
@@ -172,20 +230,40 @@ class ToTokens(nn.Module):
         return x_BCHW.flatten(2).transpose(1, 2)
 
 
-class Stage(nn.Module):
-    """An optional halving of the resolution, pooling blocks, then `attention_depth` on tokens.
+class ToMap(nn.Module):
+    """(B, side*side, C) to (B, C, side, side)."""
 
-    The tokens are those of a side x side map.
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, x_BNC: Tensor) -> Tensor:
+        B, _, C = x_BNC.shape
+        return x_BNC.transpose(1, 2).reshape(B, C, self.side, self.side)
+
+
+class Stage(nn.Module):
+    """Stage `index`, from 0: all but the first halve the resolution, then pool, then attend.
+
+    input_size is that of the network's images. The last stage gives tokens (B, N, C), the others
+    maps (B, C, H, W).
     """
 
-    def __init__(self, dim_in: int, dim: int, depth: int, attention_depth: int, side: int) -> None:
+    def __init__(self, shape: EfficientFormerShape, index: int, input_size: int) -> None:
         super().__init__()
-        self.downsample = Downsample(dim_in, dim) if dim != dim_in else nn.Identity()
-        blocks: list[nn.Module] = [PoolingBlock(dim) for _ in range(depth - attention_depth)]
-        if attention_depth:
+        dim, side = shape.widths[index], input_size // (4 * 2**index)
+        attending = shape.attention_depths[index]
+        is_last = index == STAGES - 1
+        self.downsample = Downsample(shape.widths[index - 1], dim) if index else nn.Identity()
+        blocks: list[nn.Module] = [
+            PoolingBlock(dim) for _ in range(shape.depths[index] - attending)
+        ]
+        if attending or is_last:
             # A numbered member of its own, as in the checkpoints: later blocks count one more.
             blocks.append(ToTokens())
-        blocks += [AttentionBlock(dim, side) for _ in range(attention_depth)]
+        blocks += [AttentionBlock(dim, side) for _ in range(attending)]
+        if attending and not is_last:
+            blocks.append(ToMap(side))
         self.blocks = nn.Sequential(*blocks)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -203,25 +281,18 @@ class EfficientFormer(nn.Module):
     """
 
     def __init__(
-        self,
-        widths: tuple[int, int, int, int],
-        depths: tuple[int, int, int, int],
-        attention_depth: int,
-        num_classes: int = 1000,
-        input_size: int = INPUT_SIZE,
+        self, shape: EfficientFormerShape, num_classes: int = 1000, input_size: int = INPUT_SIZE
     ) -> None:
         super().__init__()
         check_side("EfficientFormer", input_size, STRIDE)
+        self.shape = shape
         self.input_size = input_size
-        self.stem = Stem(widths[0])
-        dims_in = (widths[0], *widths[:-1])
-        attention_depths = (0, 0, 0, attention_depth)
-        sides = (input_size // 4, input_size // 8, input_size // 16, input_size // 32)
-        self.stages = nn.Sequential(*map(Stage, dims_in, widths, depths, attention_depths, sides))
-        self.norm = nn.LayerNorm(widths[-1])
-        self.head = nn.Linear(widths[-1], num_classes)
-        self.head_dist = nn.Linear(widths[-1], num_classes)
-        self.apply(_init_linear)
+        self.stem = Stem(shape.widths[0])
+        self.stages = nn.Sequential(*(Stage(shape, index, input_size) for index in range(STAGES)))
+        self.norm = nn.LayerNorm(shape.widths[-1])
+        self.head = nn.Linear(shape.widths[-1], num_classes)
+        self.head_dist = nn.Linear(shape.widths[-1], num_classes)
+        self.apply(init_linear)
 
     def forward(self, x_BCHW: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         side = self.input_size
@@ -238,7 +309,8 @@ class EfficientFormer(nn.Module):
         return (logits, logits_dist) if self.training else (logits + logits_dist) / 2
 
 
-def _init_linear(module: nn.Module) -> None:
+def init_linear(module: nn.Module) -> None:
+    """The official initial weights of a linear map; nothing for other modules."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
@@ -285,7 +357,8 @@ _README = "EfficientFormer README"
     )
 )
 def efficientformer_l1(num_classes: int = 1000, **kwargs: Any) -> EfficientFormer:
-    return EfficientFormer((48, 96, 224, 448), (3, 2, 6, 4), 1, num_classes, **kwargs)
+    shape = EfficientFormerShape((48, 96, 224, 448), (3, 2, 6, 4), (0, 0, 0, 1))
+    return EfficientFormer(shape, num_classes, **kwargs)
 
 
 @register_model(
@@ -299,7 +372,8 @@ def efficientformer_l1(num_classes: int = 1000, **kwargs: Any) -> EfficientForme
     )
 )
 def efficientformer_l3(num_classes: int = 1000, **kwargs: Any) -> EfficientFormer:
-    return EfficientFormer((64, 128, 320, 512), (4, 4, 12, 6), 4, num_classes, **kwargs)
+    shape = EfficientFormerShape((64, 128, 320, 512), (4, 4, 12, 6), (0, 0, 0, 4))
+    return EfficientFormer(shape, num_classes, **kwargs)
 
 
 @register_model(
@@ -313,4 +387,5 @@ def efficientformer_l3(num_classes: int = 1000, **kwargs: Any) -> EfficientForme
     )
 )
 def efficientformer_l7(num_classes: int = 1000, **kwargs: Any) -> EfficientFormer:
-    return EfficientFormer((96, 192, 384, 768), (6, 6, 18, 8), 8, num_classes, **kwargs)
+    shape = EfficientFormerShape((96, 192, 384, 768), (6, 6, 18, 8), (0, 0, 0, 8))
+    return EfficientFormer(shape, num_classes, **kwargs)

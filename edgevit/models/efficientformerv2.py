@@ -13,14 +13,15 @@ the input's size when the model is made. Parameter names are those of timm's `ef
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edgevit.models.registry import Latency, ModelConfig, ModelError, check_side, register_model
+from edgevit.models.shapes import register_shape
 
 STRIDE = 32
 INPUT_SIZE = 224
@@ -29,6 +30,47 @@ DOWN_KEY_DIM, DOWN_VALUE_DIM = 16, 64
 LAYER_SCALE_INIT = 1e-5
 
 Ratios = tuple[int, ...]
+
+
+@register_shape("efficientformerv2")
+@dataclass(frozen=True)
+class EfficientFormerV2Shape:
+    """The widths of the four stages, in each stage an FFN ratio a block, and who attends.
+
+    The last attention_depths[0] blocks of stage 3 and attention_depths[1] of stage 4 do. Raises
+    ValueError for what no network has.
+    """
+
+    widths: tuple[int, ...]
+    mlp_ratios: tuple[Ratios, ...]
+    attention_depths: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        whole = (*self.widths, *self.attention_depths, *(r for row in self.mlp_ratios for r in row))
+        if any(type(value) is not int for value in whole):
+            raise ValueError("widths, mlp_ratios and attention_depths must be whole numbers")
+        if len(self.widths) != 4 or min(self.widths) < 1 or self.widths[0] % 2:
+            raise ValueError(f"expected four widths above 0, the first even, got {self.widths}")
+        if len(self.mlp_ratios) != 4 or any(not row or min(row) < 1 for row in self.mlp_ratios):
+            raise ValueError(
+                "expected mlp_ratios of four stages, in each one of at least 1 for every block, "
+                f"got {self.mlp_ratios}"
+            )
+        depths = tuple(len(row) for row in self.mlp_ratios[2:])
+        if len(self.attention_depths) != 2 or any(
+            not 0 <= attending <= depth
+            for attending, depth in zip(self.attention_depths, depths, strict=False)
+        ):
+            raise ValueError(
+                f"expected attention_depths of stages 3 and 4, at most their depths {depths}, "
+                f"got {self.attention_depths}"
+            )
+
+    def build(self, num_classes: int, input_size: int) -> EfficientFormerV2:
+        """The network in eval mode, random weights, without drop path."""
+        return EfficientFormerV2(
+            self.widths, self.mlp_ratios, self.attention_depths, num_classes, input_size
+        ).eval()
 
 
 class ConvBN(nn.Sequential):
@@ -49,6 +91,15 @@ class ConvBN(nn.Sequential):
         self.bn = nn.BatchNorm2d(dim_out)
         if act:
             self.act = nn.GELU()
+
+
+class Stem(nn.Sequential):
+    """Two 3x3 ConvBN of stride 2 with a GELU: (B, 3, H, W) to (B, dim, H/4, W/4)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv1 = ConvBN(3, dim // 2, 3, stride=2, act=True)
+        self.conv2 = ConvBN(dim // 2, dim, 3, stride=2, act=True)
 
 
 class LayerScale(nn.Module):
@@ -264,29 +315,28 @@ class EfficientFormerV2(nn.Module):
     """EfficientFormerV2 classifier with its two heads, the label's and the teacher's.
 
     Images (B, 3, input_size, input_size) to logits (B, num_classes): the mean of both heads in
-    eval, the tuple of both in training, as the official code has it. `input_size` is any multiple
-    of 32; `drop_path` is the rate of the last block, rising from 0 in the first. Raises ModelError
-    for a side that is no such multiple, and for images of another size than the model's.
+    eval, the tuple of both in training, as the official code has it. `attention_depth` is that of
+    stages 3 and 4, one for both or each its own. `input_size` is any multiple of 32; `drop_path` is
+    the rate of the last block, rising from 0 in the first, and the one thing that `shape` does not
+    hold. Raises ModelError for a side that is no such multiple, and for images of another size than
+    the model's.
     """
 
     def __init__(
         self,
-        widths: tuple[int, int, int, int],
-        mlp_ratios: tuple[Ratios, Ratios, Ratios, Ratios],
-        attention_depth: int,
+        widths: tuple[int, ...],
+        mlp_ratios: tuple[Ratios, ...],
+        attention_depth: int | tuple[int, ...],
         num_classes: int = 1000,
         input_size: int = INPUT_SIZE,
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         check_side("EfficientFormerV2", input_size, STRIDE)
+        both = (attention_depth,) * 2 if isinstance(attention_depth, int) else attention_depth
+        self.shape = EfficientFormerV2Shape(widths, mlp_ratios, both)
         self.input_size = input_size
-        self.stem = nn.Sequential(
-            OrderedDict(
-                conv1=ConvBN(3, widths[0] // 2, 3, stride=2, act=True),
-                conv2=ConvBN(widths[0] // 2, widths[0], 3, stride=2, act=True),
-            )
-        )
+        self.stem = Stem(widths[0])
         depths = [len(ratios) for ratios in mlp_ratios]
         # On the CPU also where the model is built on the meta device, which keeps no numbers.
         rates = torch.split(torch.linspace(0, drop_path, sum(depths), device="cpu"), depths)
@@ -301,7 +351,7 @@ class EfficientFormerV2(nn.Module):
                     input_size // (4 * 2**i),
                     downsample=i > 0,
                     attention_downsample=i == 3,
-                    attention_depth=attention_depth if i >= 2 else 0,
+                    attention_depth=both[i - 2] if i >= 2 else 0,
                     halved=i == 2,
                 )
                 for i in range(4)

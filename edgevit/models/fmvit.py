@@ -33,19 +33,23 @@ The paper's accuracies are those of its own networks and are not listed as ours.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from edgevit.models.registry import ModelConfig, ModelError, register_model
+from edgevit.models.registry import ModelConfig, ModelError, check_side, register_model
+from edgevit.models.shapes import register_shape
 
+STAGES = 4
 STRIDE = 32
 INPUT_SIZE = 224
 KEY_DIM, VALUE_DIM = 16, 32
 GROUPS = (1, 4)  # of the parallel branches of a dense convolution
 HIGH_KERNELS = (3, 5, 7)
 MLP_RATIO = 2
+CONV, MIX = 0, 1  # kinds of blocks: CFB and FMB
 
 
 class ConvBN(nn.Sequential):
@@ -166,6 +170,16 @@ class HighFrequency(nn.Sequential):
         self.act2 = nn.ReLU()
 
 
+def low_width(dim: int) -> int:
+    """Channels of low frequency of a mixing block: half of `dim`, in whole heads."""
+    return dim // (2 * VALUE_DIM) * VALUE_DIM
+
+
+def high_width(dim: int) -> int:
+    """Channels of each of its high-frequency groups, a multiple of 4."""
+    return (dim - low_width(dim)) // len(HIGH_KERNELS) // 4 * 4
+
+
 class FMB(nn.Module):
     """Frequency-mixing block: attention and high-frequency groups side by side, blended; MLP.
 
@@ -174,8 +188,7 @@ class FMB(nn.Module):
 
     def __init__(self, dim: int, shrink: int) -> None:
         super().__init__()
-        low_dim = dim // (2 * VALUE_DIM) * VALUE_DIM
-        high_dim = (dim - low_dim) // len(HIGH_KERNELS) // 4 * 4
+        low_dim, high_dim = low_width(dim), high_width(dim)
         self.low = MultiGroupConv(dim, low_dim)
         self.attention = RLMHSA(low_dim, shrink)
         self.high = nn.ModuleList(HighFrequency(dim, high_dim, kernel) for kernel in HIGH_KERNELS)
@@ -191,6 +204,52 @@ class FMB(nn.Module):
         return x_BCHW
 
 
+class Stem(nn.Sequential):
+    """Two halvings of the picture, (B, 3, H, W) to (B, dim, H / 4, W / 4)."""
+
+    def __init__(self, hidden: int, dim: int) -> None:
+        super().__init__(
+            ConvBN(3, hidden, 3, stride=2),
+            nn.ReLU(),
+            ConvBN(hidden, dim, 3, stride=2),
+            nn.ReLU(),
+        )
+
+
+@register_shape("fmvit")
+@dataclass(frozen=True)
+class FMViTShape:
+    """Four stages: widths in channels, and what their blocks are, in order (CONV or MIX).
+
+    Raises ValueError where there is no such network.
+    """
+
+    stem_dim: int
+    widths: tuple[int, ...]
+    kinds: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        if len(self.widths) != STAGES or len(self.kinds) != STAGES:
+            raise ValueError(f"expected {STAGES} stages")
+        if self.stem_dim < 1 or any(dim < 4 or dim % 4 for dim in self.widths):
+            raise ValueError("widths are multiples of 4, for convolutions of 4 groups")
+        for dim, kinds in zip(self.widths, self.kinds, strict=True):
+            if not kinds or not set(kinds) <= {CONV, MIX}:
+                raise ValueError(f"a stage has blocks of the kinds {CONV} and {MIX}, got {kinds}")
+            if MIX in kinds and not (low_width(dim) and high_width(dim)):
+                raise ValueError(f"a mixing block has {2 * VALUE_DIM} channels or more, got {dim}")
+
+    def build(self, num_classes: int, input_size: int) -> FMViT:
+        """The network in eval mode, random weights. Raises ModelError for a side it cannot take."""
+        check_side("FMViT", input_size, STRIDE)
+        return FMViT.of_shape(self, num_classes).eval()
+
+
+def shrink_of(stage: int) -> int:
+    """How much smaller than a stage's map that of its keys is, so that it lies at STRIDE."""
+    return int(STRIDE // (4 * 2**stage))
+
+
 class FMViT(nn.Module):
     """FMViT-style classifier, training form (every branch and BatchNorm apart).
 
@@ -202,27 +261,34 @@ class FMViT(nn.Module):
     def __init__(
         self,
         stem_dim: int,
-        widths: tuple[int, int, int, int],
-        depths: tuple[int, int, int, int],
-        repeats: tuple[int, int, int, int],
+        widths: tuple[int, ...],
+        depths: tuple[int, ...],
+        repeats: tuple[int, ...],
         num_classes: int = 1000,
     ) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            ConvBN(3, stem_dim, 3, stride=2),
-            nn.ReLU(),
-            ConvBN(stem_dim, widths[0], 3, stride=2),
-            nn.ReLU(),
+        kinds = tuple(
+            (*[CONV] * depth, MIX) * times if times else (CONV,) * depth
+            for depth, times in zip(depths, repeats, strict=True)
         )
+        self._assemble(FMViTShape(stem_dim, widths, kinds), num_classes)
+
+    @classmethod
+    def of_shape(cls, shape: FMViTShape, num_classes: int) -> Self:
+        """The network of a shape whose blocks need not repeat."""
+        network = cls.__new__(cls)
+        nn.Module.__init__(network)
+        network._assemble(shape, num_classes)
+        return network
+
+    def _assemble(self, shape: FMViTShape, num_classes: int) -> None:
+        self.shape = shape
+        dim_in = shape.widths[0]
+        self.stem = Stem(shape.stem_dim, dim_in)
         stages: list[nn.Module] = []
-        dim_in = widths[0]
-        for index, dim in enumerate(widths):
-            shrink = STRIDE // (4 * 2**index)
+        for index, (dim, kinds) in enumerate(zip(shape.widths, shape.kinds, strict=True)):
             downsample = ConvBN(dim_in, dim, 3, stride=2) if index else nn.Identity()
-            blocks: list[nn.Module] = []
-            for _ in range(max(repeats[index], 1)):
-                blocks += [CFB(dim) for _ in range(depths[index])]
-                blocks += [FMB(dim, shrink)] if repeats[index] else []
+            blocks = (FMB(dim, shrink_of(index)) if kind == MIX else CFB(dim) for kind in kinds)
             stages.append(nn.Sequential(downsample, *blocks))
             dim_in = dim
         self.stages = nn.Sequential(*stages)

@@ -11,13 +11,16 @@ position bias, so any static input size works. Parameter names are those of timm
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edgevit.models.registry import Latency, ModelConfig, register_model
+from edgevit.models.shapes import register_shape
 
+STAGES = 3
 QK_DIM = 16
 FFN_RATIO = 2
 MERGE_RATIO = 4
@@ -117,12 +120,17 @@ class Block(nn.Module):
         return y_BCHW
 
 
+def gate_width(dim: int) -> int:
+    """Hidden width of the squeeze-excite of `dim` channels: a quarter, to a multiple of 8."""
+    return (dim // 4 + 4) // 8 * 8
+
+
 class SqueezeExcite(nn.Module):
     """Scales each channel by a gate computed from all channel means."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        hidden = (dim // 4 + 4) // 8 * 8  # a quarter, to the nearest multiple of 8
+        hidden = gate_width(dim)
         self.fc1 = nn.Conv2d(dim, hidden, 1)
         self.act = nn.ReLU()
         self.fc2 = nn.Conv2d(hidden, dim, 1)
@@ -152,13 +160,28 @@ class PatchMerging(nn.Module):
         return y_BCHW
 
 
-class Stage(nn.Module):
-    """An optional halving of the resolution, then `depth` blocks of one width."""
+class Stem(nn.Sequential):
+    """Four halvings of the picture, (B, 3, H, W) to (B, dim, H / 16, W / 16), rounded up."""
 
-    def __init__(self, dim_in: int, dim: int, depth: int, attention_dim: int | None) -> None:
+    def __init__(self, dim: int) -> None:
+        super().__init__(
+            ConvBN(3, dim // 8, 3, stride=2),
+            nn.ReLU(),
+            ConvBN(dim // 8, dim // 4, 3, stride=2),
+            nn.ReLU(),
+            ConvBN(dim // 4, dim // 2, 3, stride=2),
+            nn.ReLU(),
+            ConvBN(dim // 2, dim, 3, stride=2),
+        )
+
+
+class Stage(nn.Module):
+    """A halving of the resolution unless `dim_in` is None, then `depth` blocks of one width."""
+
+    def __init__(self, dim_in: int | None, dim: int, depth: int, attention_dim: int | None) -> None:
         super().__init__()
         self.downsample: nn.Module = nn.Identity()
-        if dim != dim_in:
+        if dim_in is not None:
             self.downsample = nn.Sequential(
                 Residual(ConvBN(dim_in, dim_in, 3, groups=dim_in)),
                 Residual(FFN(dim_in)),
@@ -173,6 +196,40 @@ class Stage(nn.Module):
         return y_BCHW
 
 
+@register_shape("shvit")
+@dataclass(frozen=True)
+class SHViTShape:
+    """Three stages: widths in channels, depths in blocks, how many channels attend (0 for none).
+
+    heads is 2 with a distillation head. Raises ValueError where there is no such network.
+    """
+
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    attention_dims: tuple[int, ...]
+    heads: int = 1
+
+    def __post_init__(self) -> None:
+        for name, values in (
+            ("widths", self.widths), ("depths", self.depths),
+            ("attention_dims", self.attention_dims),
+        ):  # fmt: skip
+            if len(values) != STAGES:
+                raise ValueError(f"expected {STAGES} {name}, got {len(values)}")
+        if min(self.widths) < 8 or min(self.depths) < 1:
+            raise ValueError("a stage has at least 8 channels and 1 block")
+        if any(not 0 <= a < w for a, w in zip(self.attention_dims, self.widths, strict=True)):
+            raise ValueError("what attends is a part of a stage's channels, 0 for none")
+        if self.heads not in (1, 2):
+            raise ValueError(f"a network has 1 or 2 heads, got {self.heads}")
+
+    def build(self, num_classes: int, input_size: int) -> SHViT:
+        """The network in eval mode, random weights."""
+        return SHViT(
+            self.widths, self.depths, self.attention_dims, num_classes, self.heads == 2
+        ).eval()
+
+
 class SHViT(nn.Module):
     """SHViT classifier, training form (every BatchNorm apart).
 
@@ -182,24 +239,18 @@ class SHViT(nn.Module):
 
     def __init__(
         self,
-        widths: tuple[int, int, int],
-        depths: tuple[int, int, int],
-        attention_dims: tuple[int | None, int | None, int | None],
+        widths: tuple[int, ...],
+        depths: tuple[int, ...],
+        attention_dims: tuple[int | None, ...],
         num_classes: int = 1000,
         distillation: bool = False,
     ) -> None:
         super().__init__()
-        dim = widths[0]
-        self.patch_embed = nn.Sequential(
-            ConvBN(3, dim // 8, 3, stride=2),
-            nn.ReLU(),
-            ConvBN(dim // 8, dim // 4, 3, stride=2),
-            nn.ReLU(),
-            ConvBN(dim // 4, dim // 2, 3, stride=2),
-            nn.ReLU(),
-            ConvBN(dim // 2, dim, 3, stride=2),
+        self.shape = SHViTShape(
+            widths, depths, tuple(dim or 0 for dim in attention_dims), 1 + distillation
         )
-        dims_in = (dim, *widths[:-1])
+        self.patch_embed = Stem(widths[0])
+        dims_in = (None, *widths[:-1])
         self.stages = nn.Sequential(*map(Stage, dims_in, widths, depths, attention_dims))
         self.head = BNLinear(widths[-1], num_classes)
         self.head_dist = BNLinear(widths[-1], num_classes) if distillation else None

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from edgevit.models import ModelError, create_model, list_models, load_weights, model_config
-from edgevit.models.efficientformer import EfficientFormer
+from edgevit.models.efficientformer import EfficientFormer, EfficientFormerShape
 
 IDXS = "attention_bias_idxs"
 
@@ -127,8 +127,8 @@ def test_official_layout_at_full_depth(
     depths: tuple[int, int, int, int], attention_depth: int, tmp_path: Path
 ) -> None:
     """L3 and L7 but narrow: two-digit block numbers, and a stage 4 that starts by flattening."""
-    sizes = ((8, 16, 24, 32), depths, attention_depth)
-    source, target = randomise(EfficientFormer(*sizes), 3).eval(), EfficientFormer(*sizes).eval()
+    shape = EfficientFormerShape((8, 16, 24, 32), depths, (0, 0, 0, attention_depth))
+    source, target = randomise(EfficientFormer(shape), 3).eval(), EfficientFormer(shape).eval()
     weights = official_efficientformer(source.state_dict())
     torch.save(weights, tmp_path / "narrow.pt")
     load_weights(target, tmp_path / "narrow.pt")
