@@ -60,12 +60,12 @@ def convert(
 ) -> Manifest:
     """Convert a model to a bundle folder `out`, each artefact verified against torch.
 
-    model is a reference (`shvit_s1`, `timm:NAME`, `package.module:factory`, `path.pt2`) or a torch
-    module that takes (1, 3, H, W) and gives logits (1, classes), bare or as a Source that says more
-    about it. Targets convert in worker processes of their own, side by side. A target that fails is
-    in the manifest's `failures`, or its verification is 'failed'; the others finish: read
-    `failed_targets(manifest)`. Raises ConvertError (also where no target came out), ModelError,
-    RuntimeFault; whatever is raised, `out` is as it was.
+    model is a reference (`shvit_s1`, `timm:NAME`, `package.module:factory`, `path.pt2`,
+    `network.yaml`) or a torch module that takes (1, 3, H, W) and gives logits (1, classes), bare or
+    as a Source that says more about it. Targets convert in worker processes of their own, side by
+    side. A target that fails is in the manifest's `failures`, or its verification is 'failed'; the
+    others finish: read `failed_targets(manifest)`. Raises ConvertError (also where no target came
+    out), ModelError, RuntimeFault; whatever is raised, `out` is as it was.
     """
     options = options or ConvertOptions()
     out = Path(out).absolute()

@@ -1,7 +1,8 @@
 """From a model reference to a torch module in evaluation, with what is known about its input.
 
 The grammar: a zoo name (`shvit_s1`), `timm:NAME`, `package.module:factory`, a torch.export file
-(`path.pt2`), or a module itself. Weights are a file, or `hf:ORG/NAME` of the Hugging Face hub.
+(`path.pt2`), a network that slimming made (`OUT/network.yaml`), or a module itself. Weights are a
+file, or `hf:ORG/NAME` of the Hugging Face hub.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from converters.errors import ConvertError
-from converters.refs import factory, hub, program, timm_zoo, zoo
+from converters.refs import factory, hub, network_file, program, timm_zoo, zoo
 from converters.refs.base import Source
 from converters.refs.grammar import RANDOM, Kind, is_hub_ref, kind_of
 from converters.settle import settle as settle_random
@@ -35,9 +36,9 @@ def load_source(
 
     A Source is taken as it is, with what it says about its module.
     size is the input's height and width in pixels, classes the number of logits: with weights of
-    another class count the head, and nothing else, stays random (seeded). Without weights a zoo or
-    timm model is random, seeded, with its BatchNorm statistics settled on pictures: fit for
-    latency, not for accuracy, and the manifest says so. settle=False leaves a random network as
+    another class count the head, and nothing else, stays random (seeded). Without weights a zoo,
+    timm or slimmed model is random, seeded, with its BatchNorm statistics settled on pictures: fit
+    for latency, not for accuracy, and the manifest says so. settle=False leaves a random network as
     its family initialises it, for training. Raises ConvertError, ModelError.
     """
     if size is not None and size < 1:
@@ -77,15 +78,17 @@ def _built(
         return model
     if isinstance(model, nn.Module):
         return factory.from_module(model, type(model).__name__, size)
-    match kind_of(model):
-        case Kind.PROGRAM:
-            return program.from_program(model, size, classes, weights)
-        case Kind.TIMM:
-            return timm_zoo.from_timm(model, size, classes)
-        case Kind.FACTORY:
-            return factory.from_factory(model, size)
-        case Kind.ZOO:
-            return zoo.from_zoo(model, size, classes)
+    kind = kind_of(model)
+    if kind is Kind.PROGRAM:
+        return program.from_program(model, size, classes, weights)
+    if kind is Kind.FACTORY:
+        return factory.from_factory(model, size)
+    build = {
+        Kind.NETWORK: network_file.from_network,
+        Kind.TIMM: timm_zoo.from_timm,
+        Kind.ZOO: zoo.from_zoo,
+    }[kind]
+    return build(model, size, classes)
 
 
 def _weighted(source: Source, weights: Path | str, *, new_head: bool) -> Source:

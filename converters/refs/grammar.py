@@ -8,6 +8,7 @@ from pathlib import Path
 TIMM = "timm:"
 HUB = "hf:"
 PROGRAM = ".pt2"
+NETWORK = (".yaml", ".yml")
 
 SEED = 0
 RANDOM = f"random, seed {SEED}"
@@ -21,17 +22,20 @@ class Kind(StrEnum):
     TIMM = "timm"
     FACTORY = "factory"
     PROGRAM = "program"
+    NETWORK = "network"
 
     @property
     def takes_classes(self) -> bool:
         """Whether a head is made for the asking; the others bring their class count along."""
-        return self in (Kind.ZOO, Kind.TIMM)
+        return self in (Kind.ZOO, Kind.TIMM, Kind.NETWORK)
 
 
 def kind_of(ref: str) -> Kind:
-    """The kind of `shvit_s1`, `timm:NAME`, `package.module:factory` or `path.pt2`."""
+    """That of `shvit_s1`, `timm:NAME`, `package.module:factory`, `path.pt2`, `OUT/network.yaml`."""
     if ref.lower().endswith(PROGRAM):
         return Kind.PROGRAM
+    if ref.lower().endswith(NETWORK):
+        return Kind.NETWORK
     if ref.startswith(TIMM):
         return Kind.TIMM
     return Kind.FACTORY if ":" in ref else Kind.ZOO

@@ -12,7 +12,7 @@ from edgevit.cli.app import AsJson, app
 if TYPE_CHECKING:
     from converters.inspection import Inspection
 
-MODEL_HELP = "shvit_s1, timm:NAME, package.module:factory or file.pt2."
+MODEL_HELP = "shvit_s1, timm:NAME, package.module:factory, file.pt2 or network.yaml."
 
 
 @app.command("inspect")

@@ -23,7 +23,9 @@ MULTIPLE = 32
 
 @app.command("train")
 def train(
-    model: Annotated[str, typer.Argument(help="shvit_s1, timm:NAME or package.module:factory.")],
+    model: Annotated[
+        str, typer.Argument(help="shvit_s1, timm:NAME, package.module:factory or network.yaml.")
+    ],
     data: Annotated[
         str, typer.Option("--data", help="ImageFolder, .npz, digits or glyphs[:CLASSES[:COUNT]].")
     ],

@@ -22,6 +22,8 @@ from converters.refs.grammar import GIVEN, RANDOM, Kind, is_hub_ref, kind_of, ne
         ("model.pt2", Kind.PROGRAM, False),
         ("some/where/MODEL.PT2", Kind.PROGRAM, False),
         (r"C:\models\net.pt2", Kind.PROGRAM, False),
+        ("out/network.yaml", Kind.NETWORK, True),
+        (r"C:\models\Network.YML", Kind.NETWORK, True),
     ],
 )
 def test_kinds(ref: str, kind: Kind, takes_classes: bool) -> None:
@@ -39,6 +41,8 @@ def test_kinds(ref: str, kind: Kind, takes_classes: bool) -> None:
         ("package.module:factory", GIVEN, False),
         ("package.module:factory", "given.pth", True),
         ("NET.PT2", "NET.PT2", False),
+        ("out/network.yaml", RANDOM, False),
+        ("out/network.yaml", "model.safetensors", True),
     ],
 )
 def test_which_weights_are_in_a_file_of_their_own(ref: str, weights: str, needed: bool) -> None:
