@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
+from converters.jobs.kit import named
 from partition.making.steps import Task
 
 TASKS = {
@@ -21,6 +20,5 @@ TASKS = {
 
 def task_of(name: str) -> Task:
     """The function that does a task."""
-    module, _, function = TASKS[name].partition(":")
-    task: Task = getattr(import_module(module), function)
+    task: Task = named(TASKS[name])
     return task

@@ -1,4 +1,4 @@
-"""The process of one job, started by partition/making/jobs.py.
+"""The process of one job, started by converters/jobs/local.py.
 
 It reads one line of JSON, the steps it is to do one after another, and answers with a line for
 each piece of news on a descriptor of its own; what anyone prints goes to the job's log. It ends
@@ -34,16 +34,16 @@ def main() -> None:
             return
         threading.Thread(target=_end_with_the_parent, daemon=True).start()
         job = json.loads(line)
-        carried_out(job["orders"], Path(job["steps"]), tell)
+        carried_out(job, Path(job["steps"]), tell)
 
 
-def carried_out(orders: list[dict[str, Any]], steps: Path, tell: Any) -> None:
-    """Do the steps, and tell how it ended: `done`, or `error` with our exit code, if it has one."""
+def carried_out(job: dict[str, Any], steps: Path, tell: Any) -> None:
+    """Do a job's steps, and tell how it ended: `done`, or `error` and our exit code, if any."""
     from converters.bundle_writer import CURES, full_disk
-    from partition.errors import PartitionError
+    from converters.errors import ConvertError
 
     try:
-        serve(orders, steps, tell)
+        serve(job["orders"], job["tasks"], steps, tell)
         tell(done=True)
     except Exception as error:
         traceback.print_exc()
@@ -51,15 +51,15 @@ def carried_out(orders: list[dict[str, Any]], steps: Path, tell: Any) -> None:
         told = str(error) if isinstance(ours, int) else f"{type(error).__name__}: {error}"
         disk = full_disk(error, steps, Path(tempfile.gettempdir()))
         if disk is not None:
-            told, ours = f"cannot write {disk[1]}: {CURES[disk[0]]}", PartitionError.exit_code
+            told, ours = f"cannot write {disk[1]}: {CURES[disk[0]]}", ConvertError.exit_code
         tell(error=told[:WORDS], exit_code=ours)
 
 
-def serve(orders: list[dict[str, Any]], steps: Path, tell: Any) -> None:
+def serve(orders: list[dict[str, Any]], tasks: str, steps: Path, tell: Any) -> None:
     """Do the steps in their order, telling what happens to each."""
-    from partition.making.steps import Order, carry_out
-    from partition.making.tasks import task_of
-    from partition.progress import State
+    from converters.jobs.kit import task_of
+    from converters.jobs.progress import State
+    from converters.jobs.steps import Order, carry_out
 
     for values in orders:
         order = Order(**values)
@@ -68,7 +68,7 @@ def serve(orders: list[dict[str, Any]], steps: Path, tell: Any) -> None:
             tell(step=name, state=State.RUNNING, share=share, text=text)
 
         tell(step=order.name, state=State.RUNNING, share=0.0, text="")
-        new = carry_out(order, task_of(order.task), steps, news)
+        new = carry_out(order, task_of(tasks, order.task), steps, news)
         tell(step=order.name, state=State.DONE if new else State.REUSED, share=1.0, text="")
 
 
