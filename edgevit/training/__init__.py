@@ -12,6 +12,7 @@ from edgevit.training.options import (
 )
 from edgevit.training.progress import EpochRow, Progress, Step, silent
 from edgevit.training.result import Best, Scores, TrainResult
+from edgevit.training.teacher import Teacher
 
 __all__ = [
     "Best",
@@ -20,6 +21,7 @@ __all__ = [
     "Progress",
     "Scores",
     "Step",
+    "Teacher",
     "TrainOptions",
     "TrainResult",
     "TrainingError",

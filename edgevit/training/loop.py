@@ -25,6 +25,7 @@ from edgevit.training.result import Best, TrainResult
 from edgevit.training.schedule import learning_rate
 from edgevit.training.signals import Asked, noted
 from edgevit.training.state import Journal, identity, load_state, save_state
+from edgevit.training.teacher import Teacher
 from edgevit.training.threads import torch_threads
 
 SAVE_EVERY_S = 600.0
@@ -37,6 +38,7 @@ def train(
     options: TrainOptions,
     out: Path,
     *,
+    teacher: Teacher | None = None,
     progress: Progress = silent,
 ) -> TrainResult:
     """Train a classifier, in place, and leave a folder that `edgevit convert` takes.
@@ -47,6 +49,7 @@ def train(
     out: gets model.safetensors (the best epoch's weights on data_test, of the module or of their
     moving average), labels.txt, log.csv, train.json and state/. Every process of a run under
     torchrun calls this alike.
+    teacher: a trained network whose answers are a part of the loss; a continuation brings the same.
 
     Raises TrainingError for what cannot be trained or resumed and for a full disk, TrainingFailed
     where the loss is no number or the time did not do for one epoch, TrainingInterrupted after
@@ -57,8 +60,13 @@ def train(
     check_goal(out, options.resume)
     steps = steps_of(len(data_train), len(data_test), options.batch, parallel.world)
     check_model(module, data_test, options.preprocess)
+    if teacher is not None:
+        teacher.check()
+        check_model(teacher.module, data_test, options.preprocess)
     with torch.random.fork_rng(devices=[]), torch_threads(options.threads), noted() as asked:
-        run = _Run(module, data_train, data_test, options, out, progress, parallel, steps, asked)
+        run = _Run(
+            module, data_train, data_test, options, out, teacher, progress, parallel, steps, asked
+        )
         return run.to_the_end()
 
 
@@ -72,6 +80,7 @@ class _Run:
         data_test: Examples,
         options: TrainOptions,
         out: Path,
+        teacher: Teacher | None,
         progress: Progress,
         parallel: Parallel,
         steps: int,
@@ -85,6 +94,10 @@ class _Run:
         self.ema = Ema(self.module, window) if window else None
         self.adamw = build_optimizer(self.module, options.lr, options.weight_decay)
         self.told = identity(options, data_train.classes, (len(data_train), len(data_test)))
+        self.teacher = teacher
+        if teacher is not None:
+            self.told |= teacher.facts()
+            parallel.place(teacher.module)
         self.journal = Journal()
         self.started = self.saved = time.monotonic()
         if options.resume:
@@ -141,8 +154,11 @@ class _Run:
             group["lr"] = self._rate(journal.updates)
         targets = targets_of(labels, len(self.data_train.data.classes), options.label_smoothing)
         x, targets = mixed(x, targets, options.mixup, rng_for(MIX, options.seed, *place))
-        outputs = self.wrapped(self.parallel.placed(x))
+        x = self.parallel.placed(x)
+        outputs = self.wrapped(x)
         loss = soft_loss(outputs, targets.to(self.parallel.device))
+        if self.teacher is not None:
+            loss = self.teacher.mixed(loss, outputs, x)
         told = [float(loss.detach()), float(self.asked.number > 0), float(self._is_late())]
         summed, stop, late = self.parallel.total(torch.tensor(told, dtype=torch.float64)).tolist()
         if not math.isfinite(summed):
