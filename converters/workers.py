@@ -30,11 +30,18 @@ class Worker:
     _log_file: IO[bytes] = field(repr=False)
 
     @classmethod
-    def start(cls, target: str, log: Path, scratch: Path, threads: int) -> Worker:
+    def start(
+        cls,
+        target: str,
+        log: Path,
+        scratch: Path,
+        threads: int,
+        module: str = "converters.worker",
+    ) -> Worker:
         """Start the process. Its chatter goes to `log`; `threads` bounds its CPU threads.
 
         Its temporary files go to `scratch` for others to clear away, since it may be killed.
-        Raises OSError where it cannot be started.
+        `module` is what it runs. Raises OSError where it cannot be started.
         """
         log.parent.mkdir(parents=True, exist_ok=True)
         environment = {
@@ -52,7 +59,7 @@ class Worker:
             answers = opened.enter_context(os.fdopen(read_end, "r", encoding="utf-8"))
             try:
                 process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "converters.worker", target, str(write_end)],
+                    [sys.executable, "-P", "-m", module, target, str(write_end)],
                     stdin=subprocess.PIPE,
                     stdout=log_file,
                     stderr=subprocess.STDOUT,

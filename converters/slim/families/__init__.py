@@ -1,0 +1,1 @@
+"""The families that can be slimmed, one a file."""
