@@ -18,6 +18,7 @@ VERBS = [
     "predict",
     "profile",
     "report",
+    "slim",
     "train",
     "verify",
 ]
