@@ -53,8 +53,7 @@ class Prediction:
     """What became of the requests.
 
     latencies_s are of the answers, in the order in which they came; stages_s has for each name in
-    STAGES as many numbers, which add up to them. throughput is answers a
-    second, from the first request on. stragglers: how
+    STAGES as many numbers, which add up to them. throughput is answers a second. stragglers: how
     often each worker ("sub0@pi-1") was the last. refused and degraded count requests, missing are
     the sub-models that no device is left for.
     """
@@ -128,14 +127,14 @@ def simulate(
 def _prediction(cluster: Cluster, over: list[Request], warm: int) -> Prediction:
     counted = over[warm:]
     answers = [request for request in counted if not request.refused]
-    served = sum(not request.refused for request in over)
-    seconds = over[-1].ended - min(request.begun for request in over)
+    # Links begin with a full burst, which is none of the steady state: it is left out here too.
+    seconds = over[-1].ended - over[warm - 1].ended
     rows = np.array([_stages(request) for request in answers]).reshape(-1, len(STAGES))
     last = Counter(f"{r.straggler.submodel}@{r.straggler.place}" for r in answers)
     return Prediction(
         latencies_s=rows.sum(1),
         stages_s=dict(zip(STAGES, rows.T, strict=True)),
-        throughput=served / seconds if seconds > 0 else float("inf"),
+        throughput=len(answers) / seconds if seconds > 0 else float("inf"),
         stragglers=dict(last.most_common()),
         refused=len(counted) - len(answers),
         degraded=sum(bool(request.missing) for request in answers),
