@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from converters.refs.network_file import write_network
+from edgevit.models.shapes import Shape
+from runtime.manifest import Preprocessing
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 NORMS = (*BATCH_NORMS, nn.LayerNorm, nn.GroupNorm)
@@ -91,3 +96,20 @@ def error_over_spread(got: Tensor, want: Tensor) -> float:
     spread = (want.amax(0) - want.amin(0)).max().item()
     assert spread > 0.1, f"the reference hardly depends on its input (spread {spread})"
     return (got - want).abs().max().item() / spread
+
+
+def network_file(folder: Path, shape: Shape, side: int) -> str:
+    """A model reference to a network of this shape: as a zoo name, but as small as one likes."""
+    about = Preprocessing(
+        mean=[0.5] * 3,
+        std=[0.5] * 3,
+        height=side,
+        width=side,
+        crop_pct=1.0,
+        interpolation="bicubic",
+    )
+    path = folder / "network.yaml"
+    write_network(
+        path, shape, input_size=side, classes=100, preprocessing=about, made_from="a test"
+    )
+    return str(path)
