@@ -17,6 +17,12 @@ FLOOR = 0.02
 What is much cheaper than the network around it cannot be told to ten percent, and need not be.
 """
 
+FLOOR_MS = 0.003
+"""The same as a time: a shared machine does not keep a few microseconds steady for a second.
+
+What is left of it is in the entry's spread, and in the error that the fit finds.
+"""
+
 TOLERANCE_WHOLE = 0.03
 """How far the halves of a whole network's measurement may be apart, as a fraction."""
 
@@ -45,7 +51,7 @@ def of_part(short: Timing, long: Timing, times: int) -> Estimate:
     differences.
     """
     blocks = (long.blocks_ms - short.blocks_ms) / times
-    floor = FLOOR * float(np.median(long.blocks_ms)) / times
+    floor = max(FLOOR * float(np.median(long.blocks_ms)) / times, FLOOR_MS)
     return _estimate(blocks, float(np.median(blocks)), TOLERANCE, floor)
 
 

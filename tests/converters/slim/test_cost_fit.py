@@ -52,6 +52,12 @@ def test_which_difference_is_sound(long, sound):
     assert of_part(a_timing(1.0, 1.0, 1.0, 1.0), a_timing(*long), times=1).sound is sound
 
 
+@pytest.mark.parametrize(("second", "sound"), [(0.0225, True), (0.0235, False)])
+def test_a_few_microseconds_are_let_pass(second, sound):
+    short, long = a_timing(*[0.010] * 4), a_timing(0.020, 0.020, second, second)
+    assert of_part(short, long, times=1).sound is sound  # 3 microseconds
+
+
 def test_a_whole_network_is_the_median_of_its_runs():
     assert of_whole(Timing(2.0, np.array([1.9, 2.0, 1.95, 2.0]), 40)).ms == 2.0
     assert of_whole(a_timing(2.0, 2.0, 2.01, 2.01)).sound
