@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +12,6 @@ from edgevit.cli.app import AsJson, app
 
 if TYPE_CHECKING:
     from partition.plan import Plan, PlanRecord
-    from partition.progress import Event, Progress
 
 
 class AnswerOf(StrEnum):
@@ -71,6 +68,7 @@ def partition(
     as_json: AsJson = False,
 ) -> None:
     """Split, prune, fine-tune, convert and place; a run that was cut off goes on where it was."""
+    from edgevit.cli.job_progress import drawn
     from edgevit.cli.output import print_json
     from edgevit.cli.train import default_size
     from edgevit.data import open_dataset
@@ -95,56 +93,6 @@ def partition(
         )
     else:
         _show(plan, out)
-
-
-@contextmanager
-def drawn(out: Path) -> Iterator[Progress]:
-    """A progress listener: a bar for each step on stderr, silent where nobody watches.
-
-    Whatever cuts the run off, a line says how to go on.
-    """
-    from edgevit.cli.output import plain, stderr
-    from partition.progress import State, silent
-
-    console = stderr()
-    begun = False
-
-    def noted(event: Event) -> None:
-        nonlocal begun
-        begun = True
-        tell(event)
-
-    tell = silent
-    try:
-        if not console.is_terminal:
-            yield noted
-            return
-        from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as Bars
-
-        tasks: dict[str, TaskID] = {}
-        columns = (TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn())
-        with Bars(*columns, console=console) as bars:
-
-            def draw(event: Event) -> None:
-                if event.step not in tasks:
-                    tasks[event.step] = bars.add_task(event.step, total=1.0)
-                task, text = tasks[event.step], event.step
-                if event.state is State.REUSED:
-                    text += " (done before)"
-                elif event.state is State.RUNNING and event.text:
-                    text += f": {event.text}"
-                bars.update(task, description=plain(text), completed=event.share)
-
-            tell = draw
-            yield noted
-    except BaseException:
-        if begun:
-            console.print(
-                f"What is done is kept in {out}.partial: the same command goes on from there.",
-                markup=False, soft_wrap=True,
-            )  # fmt: skip
-        raise
 
 
 def _next(out: Path) -> list[str]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,9 +19,11 @@ from edgevit.cli.device_options import (
 )
 
 if TYPE_CHECKING:
-    from converters.jobs.progress import Event, Progress
     from converters.slim.options import SlimOptions
     from converters.slim.record import SlimRecord
+
+# The first to be written into the folder comes after.
+BEFORE = frozenset({"pictures"})
 
 
 @app.command("slim")
@@ -100,6 +100,7 @@ def slim(
     from converters.pipeline import check_packages
     from converters.slim.options import SlimOptions, Where, latency_ms, size_m
     from converters.slim.pipeline import slim as run
+    from edgevit.cli.job_progress import drawn
     from edgevit.cli.output import print_json
     from edgevit.cli.train import default_size
     from edgevit.data import open_dataset
@@ -121,7 +122,7 @@ def slim(
         table=table, jobs=jobs, ray=ray, force=force,
     )  # fmt: skip
     check_packages([on])
-    with drawn(out) as progress:
+    with drawn(out, BEFORE) as progress:
         result = run(model, data, out, options, progress, render_slim)
     following = _next(out, on)
     if as_json:
@@ -129,56 +130,6 @@ def slim(
         print_json({"output": str(out), "record": told, "next": following})
     else:
         _show(result.record, options, out, following)
-
-
-@contextmanager
-def drawn(out: Path) -> Iterator[Progress]:
-    """A progress listener: a line for each phase on stderr, silent where nobody watches.
-
-    Whatever cuts the run off, a line says how to go on.
-    """
-    from converters.jobs.progress import State, silent
-    from edgevit.cli.output import plain, stderr
-
-    console = stderr()
-    begun = False
-
-    def noted(event: Event) -> None:
-        nonlocal begun
-        begun |= event.step != "pictures"  # the first to be written into the folder comes after
-        tell(event)
-
-    tell = silent
-    try:
-        if not console.is_terminal:
-            yield noted
-            return
-        from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as Bars
-
-        tasks: dict[str, TaskID] = {}
-        columns = (TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn())
-        with Bars(*columns, console=console) as bars:
-
-            def draw(event: Event) -> None:
-                if event.step not in tasks:
-                    tasks[event.step] = bars.add_task(event.step, total=1.0)
-                task, text = tasks[event.step], event.step
-                if event.state is State.REUSED:
-                    text += " (done before)"
-                elif event.state is State.RUNNING and event.text:
-                    text += f": {event.text}"
-                bars.update(task, description=plain(text), completed=event.share)
-
-            tell = draw
-            yield noted
-    except BaseException:
-        if begun:
-            console.print(
-                f"What is done is kept in {out}.partial: the same command goes on from there.",
-                markup=False, soft_wrap=True,
-            )  # fmt: skip
-        raise
 
 
 def _next(out: Path, on: str) -> list[str]:

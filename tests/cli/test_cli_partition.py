@@ -18,7 +18,7 @@ import pytest
 from cli_tools import Answer, edgevit, finish, screen_of, start
 from plan_tools import REF, TWO, write_model
 
-from edgevit.cli.partition import drawn
+from edgevit.cli.job_progress import drawn
 from edgevit.data import open_dataset, prepare
 from partition.fusion_files import FusionHead
 from partition.making.steps import UNFINISHED

@@ -9,7 +9,8 @@ import pytest
 from cli_tools import edgevit
 
 from converters.jobs.progress import Event, State
-from edgevit.cli.slim import drawn
+from edgevit.cli.job_progress import drawn
+from edgevit.cli.slim import BEFORE
 
 ASKED = ["--on", "onnx", "--data", "digits", "-o", "OUT"]
 
@@ -55,7 +56,7 @@ def test_a_result_that_is_there_is_kept(cli, home):
 
 
 def test_whatever_cuts_it_off_says_how_to_go_on(capsys):
-    with pytest.raises(KeyboardInterrupt), drawn(Path("OUT")) as tell:
+    with pytest.raises(KeyboardInterrupt), drawn(Path("OUT"), BEFORE) as tell:
         tell(Event("pictures", State.DONE, 1.0))
         tell(Event("search", State.RUNNING, 0.5, "3 candidates"))
         raise KeyboardInterrupt
@@ -63,7 +64,7 @@ def test_whatever_cuts_it_off_says_how_to_go_on(capsys):
 
 
 def test_nothing_begun_is_nothing_to_go_on_from(capsys):
-    with pytest.raises(KeyboardInterrupt), drawn(Path("OUT")) as tell:
+    with pytest.raises(KeyboardInterrupt), drawn(Path("OUT"), BEFORE) as tell:
         tell(Event("pictures", State.DONE, 1.0))
         raise KeyboardInterrupt
     assert capsys.readouterr().err == ""
