@@ -77,7 +77,7 @@ class Search:
                 f"the target is {self.target:.4g} ms"
             )
         path = [_Node(Point(whole, ms, score))]
-        dead: set[Subnet] = set()
+        dead: set[Subnet] = set()  # ends that were measured, and are no ends again
         landings: list[Landing] = []
         aim = self.target
         while True:
@@ -91,8 +91,7 @@ class Search:
             if len(landings) == MOST_LANDINGS:
                 raise SlimFailed(self._missed(landings))
             aim = self.target / landings[-1].ratio
-            if end.ms <= aim:
-                dead.add(end.subnet)  # too fast, and the same way would lead there again
+            dead.add(end.subnet)
             while len(path) > 1 and path[-1].point.ms <= aim:
                 path.pop()
             if path[-1].point.ms <= aim:
@@ -113,13 +112,13 @@ class Search:
         nearest: tuple[float, list[_Node], Candidate] | None = None
         for _ in range(MOST_TURNS):
             while True:
-                usable = self._usable(path[-1], dead, lost)
-                below = [c for c in usable if c.ms < LOWEST * aim]
+                usable = self._usable(path[-1], lost)
+                below = [c for c in usable if c.ms < LOWEST * aim and c.subnet not in dead]
                 if below and not isinstance(self.goal, MES):
                     best = max(below, key=lambda c: c.ms)
                     if nearest is None or best.ms > nearest[0]:
                         nearest = (best.ms, list(path), best)
-                ended = self._step(path, usable, aim)
+                ended = self._step(path, usable, aim, dead)
                 if ended is None:
                     break
                 self.tell(path[-1].point, aim)
@@ -137,17 +136,19 @@ class Search:
         self.tell(path[-1].point, aim)
         return True
 
-    def _usable(self, node: _Node, dead: set[Subnet], lost: dict[Subnet, None]) -> list[Candidate]:
+    def _usable(self, node: _Node, lost: dict[Subnet, None]) -> list[Candidate]:
         """The steps from there that are faster than it and were not given up."""
         if node.candidates is None:
             point = node.point
             node.candidates = candidates_of(self.family, point.subnet, self.importance, self.clock)
-        kept = [c for c in node.candidates if c.subnet not in dead and c.subnet not in lost]
+        kept = [c for c in node.candidates if c.subnet not in lost]
         if isinstance(self.goal, MES):
             return kept
         return [c for c in kept if c.ms < node.point.ms]
 
-    def _step(self, path: list[_Node], usable: list[Candidate], aim: float) -> bool | None:
+    def _step(
+        self, path: list[_Node], usable: list[Candidate], aim: float, dead: set[Subnet]
+    ) -> bool | None:
         """Take the best step: True at an end, False on the way, None where none leads on."""
         if isinstance(self.goal, MES):
             goal = MES(**(vars(self.goal) | {"latency_ms": aim}))
@@ -155,8 +156,8 @@ class Search:
                 return None
             self._append(path, self._best(path[-1], usable), usable)
             end = path[-1].point
-            return goal.reached(standing(end.score, end.ms))
-        inside = [c for c in usable if LOWEST * aim <= c.ms <= aim]
+            return end.subnet not in dead and goal.reached(standing(end.score, end.ms))
+        inside = [c for c in usable if LOWEST * aim <= c.ms <= aim and c.subnet not in dead]
         above = [c for c in usable if c.ms > aim]
         options = inside or above
         if not options:
